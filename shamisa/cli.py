@@ -1,0 +1,37 @@
+"""The ``shamisa`` command: ``shamisa train|probe|score|distort ...``, each the same as ``python -m shamisa.NAME``."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train an encoder without labels (no arguments: the embedded demonstration)",
+    "probe": "fit a ridge regressor on frozen features and report SRCC and PLCC",
+    "score": "score photographs with a checkpoint and a regressor",
+    "distort": "draw the 26 x 5 sheet of a photograph, or families of compositions",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point: the first word chooses the command, the rest goes to it. Returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        module = "sheet" if argv[0] == "distort" else argv[0]
+        return import_module(f"shamisa.{module}").main(argv[1:]) or 0
+    if argv == ["--version"]:
+        from ._version import __version__
+
+        print(f"shamisa {__version__}")
+        return 0
+    usage = "usage: shamisa COMMAND ...\n\ncommands:\n" + "".join(f"  {n:10}{text}\n" for n, text in COMMANDS.items())
+    usage += "\n`shamisa COMMAND --help` explains a command.\n"
+    if argv in ([], ["--help"], ["-h"]):
+        print(usage, end="")
+        return 0
+    print(f"shamisa: unknown command {argv[0]!r}\n\n{usage}", end="", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,361 @@
+"""The compositional distortion engine: plans that say which chain makes which image, and the call that makes them.
+
+Source: SHAMISA (arXiv 2603.13669), section on the compositional distortion engine. A plan is a pure function of (seed,
+step, position in the batch), so it never has to be stored, and a saved one regenerates the same pixels anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
+from .reference.philox import DOMAIN_PLAN, DOMAIN_VIEW, derive_key, index, normal_pair, uniform, words
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SEVERITY_SIGMA = 2.5  # severities are clip(|N(0, 2.5)|, 0, 4)
+_FORMAT = 1  # of the JSON of a plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the engine will do to a batch of B samples: C compositions, L levels, chains of up to D stages.
+
+    Only the stage ``varying`` differs in severity between the levels of a composition. Stages with equal keys at all levels
+    have one realisation.
+    """
+
+    opcode: Tensor  # [B, C, D] int64, position in the distortion table; -1 pads
+    severity: Tensor  # [B, C, L, D] float32 in 0..4
+    value: Tensor  # [B, C, L, D] float32, the raw parameter
+    length: Tensor  # [B, C] int64, number of stages, 1..D
+    varying: Tensor  # [B, C] int64, which stage varies
+    key: Tensor  # [B, C, L, D] int64, where the random numbers of a stage come from
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, C, L, D)."""
+        return tuple(self.severity.shape)
+
+    @property
+    def varying_severity(self) -> Tensor:
+        """Severity of the varying stage, [B, C, L] float32: the lambda of the relation graphs."""
+        B, C, L, _ = self.shape
+        return self.severity.gather(3, self.varying.view(B, C, 1, 1).expand(B, C, L, 1)).squeeze(3)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Plan:
+        """The same plan on another device."""
+        return Plan(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+
+    def recipe(self, sample: int, composition: int, level: int) -> list[tuple[str, float, float]]:
+        """One chain in words: [(name, severity, value), ...] in the order of application."""
+        codes = self.opcode[sample, composition].tolist()
+        severity, value = (t[sample, composition, level].tolist() for t in (self.severity, self.value))
+        return [(NAMES[c], s, v) for c, s, v in zip(codes, severity, value, strict=True) if c >= 0]
+
+    def to_json(self) -> str:
+        """The plan as JSON text; ``from_json`` gives it back bit for bit."""
+        content = {f.name: getattr(self, f.name).cpu().tolist() for f in fields(self)}
+        return json.dumps({"format": _FORMAT, "distortions": list(NAMES), **content})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan written by ``to_json``.
+
+        Raises:
+            ValueError: not such JSON, another format, another distortion table, or tensors that do not fit together.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"plan must be JSON written by Plan.to_json, got text that is not JSON: {error}") from None
+        names = [f.name for f in fields(cls)]
+        if not isinstance(content, dict) or any(n not in content for n in ("format", "distortions", *names)):
+            got = sorted(content) if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"plan must be a JSON object with format, distortions, {', '.join(names)}, got {got}")
+        if content["format"] != _FORMAT:
+            raise ValueError(f"plan format must be {_FORMAT}, got {content['format']!r}")
+        if content["distortions"] != list(NAMES):
+            raise ValueError("plan was made with another table of distortions")
+        try:
+            tensors = {
+                n: torch.tensor(content[n], dtype=torch.float32 if n in ("severity", "value") else torch.int64)
+                for n in names
+            }
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"plan must hold rectangular lists of numbers: {error}") from None
+        return cls(**tensors).check()
+
+    def check(self) -> Plan:
+        """Raise ValueError where shapes, types or (on the CPU) contents do not fit together; return self."""
+        if self.severity.dim() != 4:
+            raise ValueError(f"severity must be [B, C, L, D], got {list(self.severity.shape)}")
+        B, C, L, D = self.shape
+        floating, integer = torch.float32, torch.int64
+        for name, shape, dtype in (
+            ("opcode", (B, C, D), integer),
+            ("severity", (B, C, L, D), floating),
+            ("value", (B, C, L, D), floating),
+            ("length", (B, C), integer),
+            ("varying", (B, C), integer),
+            ("key", (B, C, L, D), integer),
+        ):
+            t = getattr(self, name)
+            if tuple(t.shape) != shape or t.dtype != dtype:
+                raise ValueError(f"{name} must be {dtype} {list(shape)}, got {t.dtype} {list(t.shape)}")
+        if self.opcode.device.type == "cpu":
+            self._check_contents()
+        return self
+
+    def _check_contents(self) -> None:
+        D = self.shape[3]
+        if not bool(((self.opcode >= -1) & (self.opcode < len(NAMES))).all()):
+            raise ValueError(f"opcode must lie in -1..{len(NAMES) - 1}, got {self.opcode.min()}..{self.opcode.max()}")
+        if not bool(((self.length >= 1) & (self.length <= D)).all()):
+            raise ValueError(f"length must lie in 1..D = {D}, got {self.length.min()}..{self.length.max()}")
+        if not bool(((self.varying >= 0) & (self.varying < self.length)).all()):
+            raise ValueError("varying must lie in 0..length-1")
+        if not bool(((torch.arange(D) < self.length.unsqueeze(-1)) == (self.opcode >= 0)).all()):
+            raise ValueError("opcode must be >= 0 in the first `length` stages and -1 after them")
+        if not bool((torch.isfinite(self.value) & (self.severity >= 0) & (self.severity <= 4)).all()):
+            raise ValueError("value must be finite and severity in 0..4")
+
+
+def normalize(
+    images: Tensor,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    backend: str = "auto",
+) -> Tensor:
+    """Network input without any distortion: images [..., 3, H, W] uint8 or floating -> (x - mean) / std, same shape.
+
+    The same op as the engine's, with empty chains.
+    """
+    if images.dim() < 4 or images.shape[-3] != 3:
+        raise ValueError(f"images must be [..., 3, H, W], got {list(images.shape)}")
+    flat = images.reshape(-1, *images.shape[-3:])
+    n, device = flat.shape[0], images.device
+    empty = torch.empty((n, 0), dtype=torch.int64, device=device)
+    out = ops.run_distort(
+        flat,
+        torch.arange(n, device=device),
+        empty,
+        empty.to(torch.float32),
+        empty,
+        mean=list(IMAGENET_MEAN),
+        std=list(IMAGENET_STD),
+        dtype=dtype,
+        channels_last=memory_format == torch.channels_last,
+        backend=backend,
+    )
+    return out.unflatten(0, images.shape[:-3])
+
+
+class DistortionEngine:
+    """Draws compositions of distortions and applies them.
+
+    Args:
+        compositions: C, chains drawn per sample.
+        levels: L, severities of the varying stage per chain.
+        max_distortions: D, the longest chain, 1..7 (at most one distortion of a group).
+        severity: "gaussian" (clip(abs(N(0, 2.5)), 0, 4), published) or "uniform" on [0, 4].
+        continuous: False rounds severities to the five levels.
+        order: "random" (published) or "fixed", the order of the table of groups.
+        noise: "per_level" (published) gives every level its own realisation from the varying stage on, "shared" one to all.
+        rounding: "published" rounds the parameters that the published engine rounds; "minimal" only those that are
+            integers by nature (jpeg quality, numbers of patches, blocks and buckets).
+        distortions: names to draw from, default all 26.
+        reuse_prefix: compute the stages before the varying one once for all levels; changes nothing but the time.
+    """
+
+    def __init__(
+        self,
+        compositions: int = 4,
+        levels: int = 5,
+        max_distortions: int = 7,
+        severity: str = "gaussian",
+        continuous: bool = True,
+        order: str = "random",
+        noise: str = "per_level",
+        rounding: str = "published",
+        distortions: Iterable[str] | None = None,
+        reuse_prefix: bool = True,
+    ) -> None:
+        for name, given, high in (("compositions", compositions, 256), ("levels", levels, 192)):
+            if not isinstance(given, int) or not 1 <= given <= high:
+                raise ValueError(f"{name} must be an integer in 1..{high}, got {given!r}")
+        for name, given, known in (
+            ("severity", severity, ("gaussian", "uniform")),
+            ("order", order, ("random", "fixed")),
+            ("noise", noise, ("per_level", "shared")),
+            ("rounding", rounding, ("published", "minimal")),
+        ):
+            if given not in known:
+                raise ValueError(f"{name} must be one of {list(known)}, got {given!r}")
+        names = list(NAMES if distortions is None else distortions)
+        unknown = [n for n in names if n not in DISTORTIONS]
+        if unknown or not names:
+            raise ValueError(f"distortions must name rows of shamisa.DISTORTIONS {list(NAMES)}, got {unknown or 'none'}")
+        self.groups = [[DISTORTIONS[n].opcode for n in row if n in names] for row in GROUPS.values()]
+        self.groups = [g for g in self.groups if g]
+        if not isinstance(max_distortions, int) or not 1 <= max_distortions <= len(GROUPS):
+            raise ValueError(f"max_distortions must be an integer in 1..{len(GROUPS)}, got {max_distortions!r}")
+        self.compositions, self.levels = compositions, levels
+        self.max_distortions = min(max_distortions, len(self.groups))
+        self.severity, self.continuous, self.order = severity, continuous, order
+        self.noise, self.rounding, self.reuse_prefix = noise, rounding, reuse_prefix
+
+    def sample(self, batch_size: int, seed: int = 0, step: int = 0, first_sample: int = 0) -> Plan:
+        """Draw the plan of one step: a pure function of its arguments, on the CPU.
+
+        Args:
+            batch_size: B, at least 1.
+            seed: any 64-bit integer.
+            step: 0..2^32-1.
+            first_sample: position of the first sample in the global batch (for several processes).
+        """
+        for name, given, low in (("batch_size", batch_size, 1), ("step", step, 0), ("first_sample", first_sample, 0)):
+            if not isinstance(given, int) or given < low or given >= 2**32:
+                raise ValueError(f"{name} must be an integer in {low}..2^32-1, got {given!r}")
+        if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+            raise ValueError(f"seed must be a 64-bit integer, got {seed!r}")
+        B, C, L, D = batch_size, self.compositions, self.levels, self.max_distortions
+        key = torch.tensor(seed)
+        sample = torch.arange(first_sample, first_sample + B).view(B, 1)
+        composition = torch.arange(C).view(1, C)
+
+        # Address of a draw: element = sample, draw = composition * 4096 + block * 512 + i, extra = step
+        def at(block: int, i: Tensor | int = 0) -> tuple[Tensor, Tensor, Tensor]:
+            s, c = (sample, composition) if not isinstance(i, Tensor) else (sample.unsqueeze(2), composition.unsqueeze(2))
+            return s, c * 4096 + block * 512 + i, torch.tensor(step)
+
+        stage, level = torch.arange(D), torch.arange(L)
+        w = words(key, *at(0), domain=DOMAIN_PLAN)
+        length = 1 + index(w[0], D)  # [B, C]
+        varying = index(w[1], length)
+        opcode = self._opcodes(words(key, *at(1, stage), domain=DOMAIN_PLAN), length)  # [B, C, D]
+        active = (opcode >= 0).unsqueeze(2)  # [B, C, 1, D]
+        varies = (stage == varying.unsqueeze(2)).unsqueeze(2)  # [B, C, 1, D]
+
+        fixed = self._severities(words(key, *at(2, stage), domain=DOMAIN_PLAN))  # [B, C, D]
+        drawn = self._severities(words(key, *at(3, level), domain=DOMAIN_PLAN))  # [B, C, L]
+        severity = torch.where(varies, drawn.unsqueeze(3), fixed.unsqueeze(2))  # [B, C, L, D]
+        code = opcode.clamp(min=0).unsqueeze(2).expand(B, C, L, D)
+        value = value_at(severity, code)
+        flags = [r.discrete if self.rounding == "minimal" else r.integer for r in DISTORTIONS.values()]
+        rounds = torch.tensor(flags)[code]
+        value = torch.where(rounds, value.round(), value)
+        severity = torch.where(rounds, severity_at(value, code), severity)
+
+        # one realisation for the levels before the varying stage; from there on one per level, or still one ("shared")
+        shared = derive_key(key, *at(4, stage), domain=DOMAIN_PLAN).unsqueeze(2).expand(B, C, L, D)
+        per_level = derive_key(key, *at(5, (level.unsqueeze(1) * 8 + stage).flatten()), domain=DOMAIN_PLAN)
+        one = (stage < varying.unsqueeze(2)).unsqueeze(2) | (self.noise == "shared")
+        keys = torch.where(one, shared, per_level.view(B, C, L, D))
+        return Plan(
+            opcode=opcode,
+            severity=torch.where(active, severity, 0).to(torch.float32),
+            value=torch.where(active, value, 0).to(torch.float32),
+            length=length,
+            varying=varying,
+            key=torch.where(active, keys, 0),
+        )
+
+    def _opcodes(self, w: tuple[Tensor, ...], length: Tensor) -> Tensor:
+        """Words of D calls and the lengths [B, C] -> op codes [B, C, D]: groups without replacement, one op of each."""
+        B, C, D = w[0].shape
+        remaining = torch.arange(len(self.groups)).expand(B, C, -1)
+        chosen = []
+        for d in range(D):
+            pick = index(w[0][..., d], remaining.shape[2]).unsqueeze(2)
+            chosen.append(remaining.gather(2, pick).squeeze(2))
+            keep = torch.arange(remaining.shape[2]) != pick
+            remaining = remaining[keep].view(B, C, -1)
+        group = torch.stack(chosen, 2)
+        active = torch.arange(D) < length.unsqueeze(2)
+        w1 = w[1]
+        if self.order == "fixed":  # sort the drawn groups; the padding stays behind
+            by = torch.where(active, group, len(self.groups)).argsort(2, stable=True)
+            group, w1 = group.gather(2, by), w1.gather(2, by)
+        sizes = torch.tensor([len(g) for g in self.groups])
+        longest = int(sizes.max())
+        table = torch.tensor([g + [-1] * (longest - len(g)) for g in self.groups])
+        return torch.where(active, table[group, index(w1, sizes[group])], -1)
+
+    def _severities(self, w: tuple[Tensor, ...]) -> Tensor:
+        """Words -> severities in [0, 4], float64."""
+        if self.severity == "uniform":
+            s = 4 * uniform(w[0], torch.float64)
+        else:
+            s = (SEVERITY_SIGMA * normal_pair(w[0], w[1], torch.float64)[0]).abs().clamp(max=4)
+        return s if self.continuous else s.round()
+
+    def __call__(
+        self,
+        references: Tensor,
+        plan: Plan,
+        normalize: bool = True,
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        backend: str = "auto",
+    ) -> Tensor:
+        """Apply a plan: references [B, V, 3, H, W] -> x [B, V, C, L, 3, H, W].
+
+        Args:
+            references: uint8 in 0..255 or floating in 0..1 (clamped, NaN counts as 0), CPU or CUDA; never modified.
+            plan: of the same B; moved to the device of the references.
+            normalize: subtract the ImageNet mean and divide by its standard deviation; False leaves values in 0..1.
+            dtype: float32, bfloat16, float16 or, without normalize, uint8 (rounded to nearest).
+            memory_format: contiguous or channels_last, of the last four dimensions.
+            backend: as in ``shamisa.distort``.
+
+        Raises:
+            ValueError, TypeError: a bad argument, or an image smaller than a distortion of the plan allows.
+        """
+        if not isinstance(references, Tensor):
+            raise TypeError(f"references must be a torch.Tensor, got {type(references).__name__}")
+        if references.dim() != 5 or references.shape[2] != 3:
+            raise ValueError(f"references must be [B, V, 3, H, W], got {list(references.shape)}")
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan must be a shamisa.Plan, got {type(plan).__name__}")
+        plan.check()
+        B, C, L, D = plan.shape
+        if references.shape[0] != B:
+            raise ValueError(f"references must have the plan's batch size {B}, got {references.shape[0]}")
+        if memory_format not in (torch.contiguous_format, torch.channels_last):
+            raise ValueError(f"memory_format must be contiguous_format or channels_last, got {memory_format}")
+        if normalize and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be floating when normalize is True, got {dtype}")
+        V, device = references.shape[1], references.device
+        plan = plan.to(device, non_blocking=True)
+        view = torch.arange(V, device=device).view(1, V, 1, 1, 1)
+        key = derive_key(plan.key.unsqueeze(1), view, domain=DOMAIN_VIEW)  # [B, V, C, L, D]
+        value = plan.value.unsqueeze(1).expand(B, V, C, L, D)
+        opcode = plan.opcode.view(B, 1, C, 1, D).expand(B, V, C, L, D)
+        source = references.detach().reshape(B * V, *references.shape[2:])
+        index = torch.arange(B * V, device=device).view(B, V, 1, 1).expand(B, V, C, L)
+        if self.reuse_prefix and L > 1:
+            before = torch.arange(D, device=device) < plan.varying.view(B, 1, C, 1, 1)
+            first = (t[:, :, :, 0].reshape(B * V * C, D) for t in (torch.where(before, opcode, -1), value, key))
+            source = ops.run_distort(
+                source, index[..., 0].reshape(-1), *first, dtype=torch.float32, backend=backend
+            )  # [B*V*C, 3, H, W] in 0..1
+            index = torch.arange(B * V * C, device=device).view(B, V, C, 1).expand(B, V, C, L)
+            opcode = torch.where(before, -1, opcode)
+        out = ops.run_distort(
+            source,
+            index.reshape(-1),
+            *(t.reshape(-1, D) for t in (opcode, value, key)),
+            mean=list(IMAGENET_MEAN) if normalize else None,
+            std=list(IMAGENET_STD) if normalize else None,
+            dtype=dtype,
+            channels_last=memory_format == torch.channels_last,
+            backend=backend,
+        )
+        return out.unflatten(0, (B, V, C, L))

@@ -1,0 +1,248 @@
+"""The pieces of the objective as plain functions, usable without the rest of the package.
+
+Letters: B samples, V views, C compositions, L levels, N nodes, F features, E embedding, K anchors, M edges. Nodes are
+the B V references (sample, view), then the distorted images (sample, view, composition, level): N = B V (1 + C L).
+`severity` [B, C, L] is the severity, 0..4, of the stage that varies between the levels. All shapes are static and
+nothing waits for the device. Half precision is computed in float32, float64 stays float64. Wrong shapes, dtypes,
+devices or options raise ValueError before any work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops  # noqa: F401  registers torch.ops.shamisa
+from .reference.relations import view_classes
+
+CLASSES = ("parity", "same_scale", "same_reference")
+DECAYS = ("exponential", "reciprocal")
+
+
+@dataclass
+class RelationGraph:
+    """A weighted graph as edges: index [2, M] int64 with rows i and j, weight [M], over `nodes` nodes.
+
+    Edges that merge_graphs left empty are (0, 0) with weight 0, so that the shape does not depend on the data.
+    """
+
+    index: Tensor
+    weight: Tensor
+    nodes: int
+
+    def dense(self) -> Tensor:
+        """The adjacency matrix [N, N]; the weights of equal edges are added."""
+        matrix = self.weight.new_zeros(self.nodes, self.nodes)
+        return matrix.index_put((self.index[0], self.index[1]), self.weight, accumulate=True)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_floating(name: str, x: Tensor, axes: str) -> None:
+    if x.ndim != len(axes.split(", ")) or not x.is_floating_point():
+        raise ValueError(f"{name} must be [{axes}] floating point, got {list(x.shape)} {x.dtype}")
+
+
+def _check_severity(severity: Tensor, views: int) -> int:
+    """Returns the number of nodes."""
+    _check_floating("severity", severity, "B, C, L")
+    _check_count("views", views, 1)
+    B, C, L = severity.shape
+    return B * views * (1 + C * L)
+
+
+def _check_classes(classes: str, views: int) -> None:
+    _check_choice("classes", classes, CLASSES)
+    if classes != "parity" and views % 2:
+        raise ValueError(f"views must be even for classes={classes!r}, got {views}")
+
+
+def structural_graph(severity: Tensor, views: int = 6, *, classes: str = "parity") -> RelationGraph:
+    """Joins distorted images of one sample, composition and level in different views of one class; weight 1.
+
+    classes: "parity" (v mod 2, as published), "same_scale" (v < V / 2 or not) or "same_reference" (v mod V / 2).
+    """
+    nodes = _check_severity(severity, views)
+    _check_classes(classes, views)
+    return RelationGraph(*torch.ops.shamisa.structural_graph(severity, views, classes), nodes)
+
+
+def ref_dist_graph(severity: Tensor, views: int = 6, *, decay: str = "exponential") -> RelationGraph:
+    """Joins each reference to its distorted images, in that direction; weight s(severity).
+
+    decay: s(g) = exp(-3 g / 4), "exponential", or 1 / (1 + g / 4), "reciprocal".
+    """
+    nodes = _check_severity(severity, views)
+    _check_choice("decay", decay, DECAYS)
+    return RelationGraph(*torch.ops.shamisa.ref_dist_graph(severity, views, decay), nodes)
+
+
+def ref_ref_graph(severity: Tensor, views: int = 6) -> RelationGraph:
+    """Joins every ordered pair of distinct references of the batch; weight 1. Only the shape of severity matters."""
+    nodes = _check_severity(severity, views)
+    return RelationGraph(*torch.ops.shamisa.ref_ref_graph(severity, views), nodes)
+
+
+def dist_dist_graph(
+    severity: Tensor, views: int = 6, *, edges: int = 4096, cap: str = "batch", decay: str = "exponential"
+) -> RelationGraph:
+    """Joins ordered pairs of distorted images of one sample and composition; weight s(|difference of severity|).
+
+    Keeps the `edges` largest of the batch, or of each sample with cap="sample"; ties go to smaller i, then smaller j.
+    """
+    nodes = _check_severity(severity, views)
+    _check_count("edges", edges, 0)
+    _check_choice("cap", cap, ("batch", "sample"))
+    _check_choice("decay", decay, DECAYS)
+    return RelationGraph(*torch.ops.shamisa.dist_dist_graph(severity, views, edges, cap == "sample", decay), nodes)
+
+
+def nearest_neighbors(h: Tensor, k: int = 31) -> tuple[Tensor, Tensor, Tensor]:
+    """The k nearest other rows of each row of h [N, F], nearest first, ties to the smaller row.
+
+    Returns neighbor [N, min(k, N - 1)] int64, Euclidean distance (differentiable in h, with slope 0 at distance 0) and
+    mutual (bool: the row is also among the k nearest of its neighbour).
+    """
+    _check_floating("h", h, "N, F")
+    _check_count("k", k, 1)
+    _check_count("rows of h", len(h), 2)
+    return torch.ops.shamisa.knn_graph(h, min(k, len(h) - 1))
+
+
+def knn_graph(h: Tensor, k: int = 31) -> RelationGraph:
+    """Weight 1 / (1 + |h_i - h_j|) for the k nearest rows of each row, plus the transpose; differentiable in h.
+
+    h [N, F] -> 2 N k edges. A mutual pair appears twice in each direction: its weights add.
+    """
+    neighbor, distance, _ = nearest_neighbors(h, k)
+    i = torch.arange(len(h), device=h.device)[:, None].expand_as(neighbor).flatten()
+    j, weight = neighbor.flatten(), 1 / (1 + distance.flatten())
+    index = torch.stack([torch.cat([i, j]), torch.cat([j, i])])
+    return RelationGraph(index, torch.cat([weight, weight]), len(h))
+
+
+def transport_logits(h: Tensor, anchors: Tensor) -> Tensor:
+    """Cosine-like similarity of rows to anchors: normalised h [N, F] times anchors [K, F] transposed -> [N, K]."""
+    _check_floating("h", h, "N, F")
+    _check_floating("anchors", anchors, "K, F")
+    if h.shape[1] != anchors.shape[1] or h.device != anchors.device:
+        raise ValueError(
+            f"anchors must be [K, F] with F = {h.shape[1]} on {h.device}, got {list(anchors.shape)} on {anchors.device}"
+        )
+    dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
+    with torch.autocast(h.device.type, enabled=False):
+        return F.normalize(h.to(dtype), dim=1) @ anchors.to(dtype).T
+
+
+def transport_codes(logits: Tensor, *, temperature: float = 0.05, rounds: int = 6) -> Tensor:
+    """Balanced soft assignment of rows to anchors, by Sinkhorn iterations; no gradient.
+
+    logits [N, K] -> [N, K]: exp(logits / temperature) with `rounds` rescalings of columns, then rows, to equal sums;
+    each row of the result sums to 1.
+    """
+    _check_floating("logits", logits, "N, K")
+    _check_count("rounds", rounds, 1)
+    return torch.ops.shamisa.transport_codes(logits.detach(), temperature, rounds)
+
+
+def transport_graph(
+    logits: Tensor, *, temperature: float = 0.1, edges: int = 8, select: str = "global", diagonal: bool = True
+) -> RelationGraph:
+    """Keeps the largest scores mean_k log p_ik p_jk with p = softmax(logits / temperature), min-max normalised.
+
+    logits [N, K]. select="global" keeps the `edges` N largest of the matrix, "row" `edges` in each row; ties go to
+    smaller i, then smaller j. diagonal=False never keeps i = j. Differentiable in logits.
+    """
+    _check_floating("logits", logits, "N, K")
+    _check_choice("select", select, ("global", "row"))
+    _check_count("edges", edges, 0)
+    _check_count("rows of logits", len(logits), 2)
+    log_p = _log_softmax(logits, temperature)
+    index, weight, _ = torch.ops.shamisa.transport_graph(log_p, edges, select == "row", diagonal)
+    return RelationGraph(index, weight, len(logits))
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return (logits.to(dtype) / temperature).log_softmax(1)
+
+
+def transport_alignment(
+    logits: Tensor, codes: Tensor, severity: Tensor, views: int = 6, *, classes: str = "parity", temperature: float = 0.1
+) -> Tensor:
+    """mean(codes log p) plus the mean of codes_i . log p_j / K over the structural edges (i, j); a scalar.
+
+    logits, codes [N, K]; differentiable in logits. Without structural edges the second mean is 0.
+    """
+    nodes = _check_severity(severity, views)
+    _check_classes(classes, views)
+    _check_floating("logits", logits, "N, K")
+    if len(logits) != nodes or codes.shape != logits.shape:
+        raise ValueError(
+            f"logits and codes must be [N, K] with N = B V (1 + C L) = {nodes}, "
+            f"got {list(logits.shape)} and {list(codes.shape)}"
+        )
+    log_p = _log_softmax(logits, temperature)
+    total = (codes * log_p).mean()
+    B, C, L = severity.shape
+    q, lp = (x[B * views :].view(B, views, C * L, -1) for x in (codes, log_p))
+    of = view_classes(views, classes)
+    groups = [[v for v in range(views) if of[v] == c] for c in sorted(set(of))]
+    count = B * C * L * sum(len(g) * (len(g) - 1) for g in groups)
+    if count == 0:
+        return total
+    # The sum over ordered pairs of a class is (sum of q) . (sum of log p) less the diagonal.
+    own = sum((q[:, g].sum(1) * lp[:, g].sum(1)).sum() for g in groups) - (q * lp).sum()
+    return total + own / (count * logits.shape[1])
+
+
+def merge_graphs(graphs: list[RelationGraph], scales: list[Tensor | float] | None = None) -> RelationGraph:
+    """The sum of the graphs, each times its scale, restricted to i < j: each pair once, sorted by (i, j).
+
+    The result has as many edges as the inputs together; those not needed are (0, 0) with weight 0.
+    """
+    if not graphs or len({g.nodes for g in graphs}) != 1:
+        raise ValueError(f"graphs must be of one number of nodes, got {[g.nodes for g in graphs]}")
+    if scales is not None and len(scales) != len(graphs):
+        raise ValueError(f"scales must be {len(graphs)} numbers, one per graph, got {len(scales)}")
+    weights = [g.weight * s for g, s in zip(graphs, scales or [1.0] * len(graphs), strict=True)]
+    dtype = torch.float64 if any(w.dtype == torch.float64 for w in weights) else torch.float32
+    index = torch.cat([g.index for g in graphs], 1)
+    weight = torch.cat([w.to(dtype) for w in weights])
+    index, weight, _ = torch.ops.shamisa.merge_edges(index, weight, graphs[0].nodes)
+    return RelationGraph(index, weight, graphs[0].nodes)
+
+
+def pair_cost(z: Tensor, graph: RelationGraph) -> Tensor:
+    """sum over edges of weight |z_i - z_j|^2, divided by N E. z [N, E]; differentiable in z and the weights."""
+    _check_floating("z", z, "N, E")
+    if len(z) != graph.nodes or z.device != graph.index.device:
+        raise ValueError(
+            f"z must be [N, E] with N = {graph.nodes} on {graph.index.device}, got {list(z.shape)} on {z.device}"
+        )
+    return torch.ops.shamisa.pair_cost(z, graph.index, graph.weight)[0]
+
+
+def variance(x: Tensor) -> Tensor:
+    """VICReg variance: mean over dimensions of relu(1 - sqrt(var + 1e-4)), unbiased var over rows. x [n, E]."""
+    _check_floating("x", x, "n, E")
+    _check_count("rows of x", len(x), 2)
+    return torch.ops.shamisa.variance(x)
+
+
+def covariance(x: Tensor) -> Tensor:
+    """VICReg covariance: (sum of squared off-diagonal entries of the covariance matrix) / E. x [n, E]."""
+    _check_floating("x", x, "n, E")
+    _check_count("rows of x", len(x), 2)
+    return torch.ops.shamisa.covariance(x)[0]

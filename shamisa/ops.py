@@ -1,0 +1,314 @@
+"""The op table: every operator of the package, its schema, reference, fake kernel and autograd rule, stated once.
+
+One op, one name, many backends. The schema stands here; the pure-PyTorch reference is its ``CompositeExplicitAutograd``
+kernel; the compiled libraries ``_C`` (CPU) and ``_C_cuda`` only add kernels for their device. So a machine without a
+compiler, a unit test and a GPU all call ``torch.ops.shamisa.NAME``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .reference import distort as reference_distort
+from .reference import relations as reference_relations
+
+_LIBRARY = torch.library.Library("shamisa", "DEF")
+TABLE: dict[str, Callable] = {}  # op name -> its reference
+
+
+def define(
+    schema: str,
+    *,
+    reference: Callable,
+    fake: Callable,
+    backward: Callable | None = None,
+    setup_context: Callable | None = None,
+) -> None:
+    """Add a row: schema, reference (any device), fake kernel, and for differentiable ops the autograd rule.
+
+    A backward is an op of its own: ``backward`` calls it.
+    """
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"shamisa::{name}", fake, lib=_LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(f"shamisa::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    TABLE[name] = reference
+
+
+# ---- distortions -----------------------------------------------------------------------------------------------------
+def _distort_fake(source, index, opcode, value, key, mean, std, dtype, channels_last):
+    reference_distort.check_chain(source, index, opcode, value, key, mean, std, dtype)
+    shape = (index.shape[0], 3, source.shape[2], source.shape[3])
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=source.device, memory_format=layout)
+
+
+# Chains of distortions, image by image: out[n] is source[index[n]] after opcode[n, 0], opcode[n, 1], ... (-1 does nothing).
+#   source [S, 3, H, W] uint8 or floating; index [N] int64; opcode [N, D] int64; value [N, D] float32; key [N, D] int64,
+#   one key per image and stage; mean, std: 3 numbers each, the output is (x - mean) / std; dtype uint8 (without mean and
+#   std) or floating
+define(
+    "distort(Tensor source, Tensor index, Tensor opcode, Tensor value, Tensor key, float[]? mean, float[]? std, "
+    "ScalarType dtype, bool channels_last) -> Tensor",
+    reference=reference_distort.chain,
+    fake=_distort_fake,
+)
+
+
+# ---- relations -------------------------------------------------------------------------------------------------------
+# Edges are index [2, M] int64 (rows i, j) and weight [M]; the number of edges follows from the shapes alone. Severity is
+# that of the varying stage, [B, C, L]; nodes are numbered as in reference/relations.py, which says what each op computes.
+def _edges_fake(count: Callable) -> Callable:
+    def fake(severity, views, *options):
+        M = count(*severity.shape, views, *options)
+        weight = severity.new_empty(M, dtype=reference_relations.compute_dtype(severity))
+        return severity.new_empty(2, M, dtype=torch.int64), weight
+
+    return fake
+
+
+define(
+    "structural_graph(Tensor severity, int views, str classes) -> (Tensor index, Tensor weight)",
+    reference=reference_relations.structural_graph,
+    fake=_edges_fake(lambda B, C, L, V, classes: B * C * L * len(reference_relations.structural_pairs(V, classes))),
+)
+define(
+    "ref_dist_graph(Tensor severity, int views, str decay) -> (Tensor index, Tensor weight)",
+    reference=reference_relations.ref_dist_graph,
+    fake=_edges_fake(lambda B, C, L, V, decay: B * V * C * L),
+)
+define(
+    "ref_ref_graph(Tensor severity, int views) -> (Tensor index, Tensor weight)",
+    reference=reference_relations.ref_ref_graph,
+    fake=_edges_fake(lambda B, C, L, V: B * V * (B * V - 1)),
+)
+define(
+    "dist_dist_graph(Tensor severity, int views, int edges, bool per_sample, str decay) -> (Tensor index, Tensor weight)",
+    reference=reference_relations.dist_dist_graph,
+    fake=_edges_fake(
+        lambda B, C, L, V, edges, per, decay: reference_relations.dist_dist_count(B, C, L, V, edges, per)
+    ),
+)
+
+
+def _knn_fake(h, k):
+    neighbor = h.new_empty(len(h), k, dtype=torch.int64)
+    return neighbor, h.new_empty(len(h), k, dtype=reference_relations.compute_dtype(h)), torch.empty_like(
+        neighbor, dtype=torch.bool
+    )
+
+
+def _knn_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], *output[:2])
+    ctx.mark_non_differentiable(output[0], output[2])
+
+
+def _knn_backward(ctx, _, grad, __):
+    return torch.ops.shamisa.knn_graph_backward(grad, *ctx.saved_tensors), None
+
+
+define(
+    "knn_graph(Tensor h, int k) -> (Tensor neighbor, Tensor distance, Tensor mutual)",
+    reference=reference_relations.knn_graph,
+    fake=_knn_fake,
+    setup_context=_knn_context,
+    backward=_knn_backward,
+)
+define(
+    "knn_graph_backward(Tensor grad, Tensor h, Tensor neighbor, Tensor distance) -> Tensor",
+    reference=reference_relations.knn_graph_backward,
+    fake=lambda grad, h, neighbor, distance: torch.empty_like(h, memory_format=torch.contiguous_format),
+)
+define(
+    "transport_codes(Tensor u, float temperature, int rounds) -> Tensor",
+    reference=reference_relations.transport_codes,
+    fake=lambda u, temperature, rounds: u.new_empty(u.shape, dtype=reference_relations.compute_dtype(u)),
+)
+
+
+def _transport_fake(log_p, edges, per_row, diagonal):
+    M = reference_relations.transport_count(len(log_p), edges, per_row, diagonal)
+    index = log_p.new_empty(2, M, dtype=torch.int64)
+    weight = log_p.new_empty(M, dtype=reference_relations.compute_dtype(log_p))
+    return index, weight, index.new_empty(2, 2)
+
+
+def _transport_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], *output)
+    ctx.mark_non_differentiable(output[0], output[2])
+
+
+def _transport_backward(ctx, _, grad, __):
+    return torch.ops.shamisa.transport_graph_backward(grad, *ctx.saved_tensors), None, None, None
+
+
+define(
+    "transport_graph(Tensor log_p, int edges, bool per_row, bool diagonal) "
+    "-> (Tensor index, Tensor weight, Tensor extreme)",
+    reference=reference_relations.transport_graph,
+    fake=_transport_fake,
+    setup_context=_transport_context,
+    backward=_transport_backward,
+)
+define(
+    "transport_graph_backward(Tensor grad, Tensor log_p, Tensor index, Tensor weight, Tensor extreme) -> Tensor",
+    reference=reference_relations.transport_graph_backward,
+    fake=lambda grad, log_p, *_: torch.empty_like(log_p, memory_format=torch.contiguous_format),
+)
+
+
+def _merge_fake(index, weight, nodes):
+    M = weight.numel()
+    merged = weight.new_empty(M, dtype=reference_relations.compute_dtype(weight))
+    return index.new_empty(2, M), merged, index.new_empty(M)
+
+
+def _merge_context(ctx, inputs, output):
+    ctx.save_for_backward(output[2])
+    ctx.mark_non_differentiable(output[0], output[2])
+
+
+def _merge_backward(ctx, _, grad, __):
+    return None, torch.ops.shamisa.merge_edges_backward(grad, *ctx.saved_tensors), None
+
+
+define(
+    "merge_edges(Tensor index, Tensor weight, int nodes) -> (Tensor index, Tensor weight, Tensor position)",
+    reference=reference_relations.merge_edges,
+    fake=_merge_fake,
+    setup_context=_merge_context,
+    backward=_merge_backward,
+)
+define(
+    "merge_edges_backward(Tensor grad, Tensor position) -> Tensor",
+    reference=reference_relations.merge_edges_backward,
+    fake=lambda grad, position: grad.new_empty(position.shape),
+)
+
+
+def _pair_fake(z, index, weight):
+    dtype = reference_relations.compute_dtype(z)
+    return z.new_empty((), dtype=dtype), z.new_empty(index.shape[1], dtype=dtype)
+
+
+def _pair_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _pair_backward(ctx, grad, _):
+    dz, dw = torch.ops.shamisa.pair_cost_backward(grad, *ctx.saved_tensors)
+    return dz, None, dw
+
+
+define(
+    "pair_cost(Tensor z, Tensor index, Tensor weight) -> (Tensor cost, Tensor squared)",
+    reference=reference_relations.pair_cost,
+    fake=_pair_fake,
+    setup_context=_pair_context,
+    backward=_pair_backward,
+)
+define(
+    "pair_cost_backward(Tensor grad, Tensor z, Tensor index, Tensor weight, Tensor squared) -> (Tensor, Tensor)",
+    reference=reference_relations.pair_cost_backward,
+    fake=lambda grad, z, index, weight, squared: (z.new_empty(z.shape), weight.new_empty(weight.shape)),
+)
+define(
+    "variance(Tensor x) -> Tensor",
+    reference=reference_relations.variance,
+    fake=lambda x: x.new_empty((), dtype=reference_relations.compute_dtype(x)),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    backward=lambda ctx, grad: torch.ops.shamisa.variance_backward(grad, *ctx.saved_tensors),
+)
+define(
+    "variance_backward(Tensor grad, Tensor x) -> Tensor",
+    reference=reference_relations.variance_backward,
+    fake=lambda grad, x: x.new_empty(x.shape),
+)
+
+
+def _covariance_fake(x):
+    m, dtype = min(x.shape), reference_relations.compute_dtype(x)
+    return x.new_empty((), dtype=dtype), x.new_empty(m, m, dtype=dtype)
+
+
+def _covariance_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+define(
+    "covariance(Tensor x) -> (Tensor value, Tensor moment)",
+    reference=reference_relations.covariance,
+    fake=_covariance_fake,
+    setup_context=_covariance_context,
+    backward=lambda ctx, grad, _: torch.ops.shamisa.covariance_backward(grad, *ctx.saved_tensors),
+)
+define(
+    "covariance_backward(Tensor grad, Tensor x, Tensor moment) -> Tensor",
+    reference=reference_relations.covariance_backward,
+    fake=lambda grad, x, moment: x.new_empty(x.shape),
+)
+
+
+# ---- backends --------------------------------------------------------------------------------------------------------
+def _load_compiled() -> None:
+    """Import the compiled libraries that were built; importing registers their kernels."""
+    from importlib import import_module
+
+    for name, wanted in (("_C", True), ("_C_cuda", torch.version.cuda is not None)):
+        if wanted and importlib.util.find_spec(f"{__package__}.{name}") is not None:
+            import_module(f".{name}", __package__)
+
+
+_load_compiled()
+
+
+def has_kernel(op: str, device: str) -> bool:
+    """Whether a compiled kernel of ``op`` for device type ``device`` ("cpu" or "cuda") is loaded."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"shamisa::{op}", {"cpu": "CPU", "cuda": "CUDA"}[device])
+
+
+def backends() -> dict[str, tuple[str, ...]]:
+    """What runs where: op name -> the backends it has, of "cpu", "cuda" and "reference"."""
+    return {op: (*(d for d in ("cpu", "cuda") if has_kernel(op, d)), "reference") for op in TABLE}
+
+
+def run_distort(
+    source: Tensor,
+    index: Tensor,
+    opcode: Tensor,
+    value: Tensor,
+    key: Tensor,
+    *,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """``torch.ops.shamisa.distort`` with a choice of backend ("auto", "native" or "reference"); shapes as in the table.
+
+    Raises:
+        ValueError: an unknown backend, or what ``reference.distort.check_chain`` says.
+        RuntimeError: ``backend="native"`` and no compiled kernel for the device.
+    """
+    if backend not in ("auto", "native", "reference"):
+        raise ValueError(f"backend must be 'auto', 'native' or 'reference', got {backend!r}")
+    reference_distort.check_chain(source, index, opcode, value, key, mean, std, dtype)
+    arguments = (source, index, opcode, value, key, mean, std, dtype, channels_last)
+    if backend == "reference":
+        return reference_distort.chain(*arguments)
+    if backend == "native" and not has_kernel("distort", source.device.type):
+        raise RuntimeError(
+            f"backend='native' needs the compiled kernels for {source.device.type}, which this installation lacks: "
+            "run `pip install --no-build-isolation .` in the source folder with a C++ compiler"
+            + (" and the CUDA toolkit of torch's CUDA version (SHAMISA_CUDA=1)" if source.device.type == "cuda" else "")
+        )
+    return torch.ops.shamisa.distort(*arguments)

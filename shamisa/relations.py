@@ -1,0 +1,263 @@
+"""The objective: six relation graphs, merged by learned weights, drive a VICReg-like loss.
+
+Constants are the published ones. Letters as in `functional`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import functional as SF
+from .functional import RelationGraph
+
+COEFFICIENTS = {  # scale of each graph in the merged one; the order is that of the aggregator's input and output
+    "structural": 0.6010794863656556,
+    "ref_dist": 0.8038735892351129,
+    "ref_ref": 0.5765695739376243,
+    "dist_dist": 0.1789641360878255,
+    "knn": 0.20874201442160423,
+    "transport": 0.3670314792148166,
+}
+GRAPHS = tuple(COEFFICIENTS)
+REGULARIZER_NODES = 126  # N of one sample with the published sizes: regularizer="normalized" divides by N / 126
+
+
+@dataclass(frozen=True)
+class RelationOptions:
+    """Everything that can be chosen about the objective; the defaults are the published choices."""
+
+    graphs: tuple[str, ...] = GRAPHS  # which graphs take part; the weights of the others are shared out among them
+    anchors: int = 32  # K, anchors of the transport graph
+    neighbors: int = 31  # nearest neighbours of each node (fewer when N is smaller)
+    structural: str = "parity"  # views that belong together: parity, same_scale, same_reference
+    decay: str = "exponential"  # weight of a severity gap g: exp(-3 g / 4), or reciprocal: 1 / (1 + g / 4)
+    dist_dist_edges: int = 4096  # ordered pairs of distorted images kept ...
+    dist_dist_cap: str = "batch"  # ... per batch or per sample; "sample" keeps severity information when B > 2
+    transport_edges: int = 8  # scores kept per node
+    transport_select: str = "global"  # the largest of the whole matrix, or of each row
+    transport_diagonal: bool = True  # whether i = i may take one of those places (it is never used)
+    alignment: bool = True  # whether the term that trains the anchors is part of the objective
+    binary: bool = False  # every nonzero entry of every graph becomes 1 (no gradient through the graphs)
+    aggregation: str = "detached"  # graph weights: random fixed network (published), trained network, or equal
+    regularizer: str = "published"  # a sum over edges, normalized by N / 126, or off
+    halves: str = "published"  # variance and covariance by first and second half of the rows, or by scale
+    code_temperature: float = 0.05  # softness of the balanced codes
+    temperature: float = 0.1  # softness of the assignments p
+    rounds: int = 6  # Sinkhorn rounds
+    alignment_weight: float = 0.49057801093072007
+    regularizer_weight: float = 0.03419084992354765
+    variance_weight: float = 11.975680785304435
+    invariance_weight: float = 88.36882206311276
+    covariance_weight: float = 57.21249573027589
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "graphs", tuple(self.graphs))
+        if not self.graphs or set(self.graphs) - set(GRAPHS) or len(set(self.graphs)) != len(self.graphs):
+            raise ValueError(f"graphs must be a choice of {', '.join(GRAPHS)}, got {self.graphs}")
+        choices = {
+            "structural": SF.CLASSES,
+            "decay": SF.DECAYS,
+            "dist_dist_cap": ("batch", "sample"),
+            "transport_select": ("global", "row"),
+            "aggregation": ("detached", "trained", "equal"),
+            "regularizer": ("published", "normalized", "off"),
+            "halves": ("published", "scale"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, least in (("anchors", 2), ("neighbors", 1), ("rounds", 1), ("dist_dist_edges", 1), ("transport_edges", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("code_temperature", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass
+class RelationOutput:
+    """What RelationLoss returns; all but the last two are scalars, and only `total` is meant to be differentiated.
+
+    total = 11.98 variance + 88.37 invariance + 57.21 covariance; invariance = 2 (pair + transport + regularizer).
+    """
+
+    total: Tensor
+    invariance: Tensor
+    variance: Tensor
+    covariance: Tensor
+    pair: Tensor  # graph-weighted mean squared distance of embeddings
+    transport: Tensor  # alignment of anchor assignments with balanced codes, weighted
+    regularizer: Tensor  # - weight * sum of squared edge weights
+    mixture: Tensor  # [6] weight of each graph, in the order of GRAPHS; 0 for graphs that are off
+    graph: RelationGraph  # the merged graph, i < j; weights detached
+
+
+class RelationLoss(nn.Module):
+    """Graph-weighted variance-invariance-covariance objective.
+
+    Owns the anchors (`anchors`, a weight-normalised linear map without bias) and the aggregator that weighs the graphs
+    (`aggregator`). `options` names every choice, see RelationOptions; unknown names raise TypeError, unknown values
+    ValueError.
+    """
+
+    def __init__(self, feature_dim: int = 2048, **options) -> None:
+        super().__init__()
+        self.options = RelationOptions(**options)
+        linear = nn.Linear(feature_dim, self.options.anchors, bias=False)
+        self.anchors = nn.utils.parametrizations.weight_norm(linear)
+        self.aggregator = nn.Sequential(
+            nn.LayerNorm(2 * len(GRAPHS)),
+            nn.Linear(2 * len(GRAPHS), 4 * len(GRAPHS)),
+            nn.LayerNorm(4 * len(GRAPHS)),
+            nn.PReLU(),
+            nn.Linear(4 * len(GRAPHS), len(GRAPHS)),
+        )
+
+    def forward(self, z_ref: Tensor, z_dist: Tensor, h_ref: Tensor, h_dist: Tensor, plan) -> RelationOutput:
+        """The objective of one batch.
+
+        Args:
+            z_ref, z_dist: embeddings [B, V, E] and [B, V, C, L, E], floating point, not normalised.
+            h_ref, h_dist: features [B, V, F] and [B, V, C, L, F], L2-normalised.
+            plan: has severity [B, C, L, D] and varying [B, C], as the engine's Plan.
+
+        Raises:
+            ValueError: shapes that do not fit together, mixed devices, tensors that are not floating point.
+        """
+        self._check(z_ref, z_dist, h_ref, h_dist, plan)
+        with torch.autocast(z_ref.device.type, enabled=False):
+            return self._objective(z_ref, z_dist, h_ref, h_dist, plan)
+
+    def _objective(self, z_ref: Tensor, z_dist: Tensor, h_ref: Tensor, h_dist: Tensor, plan) -> RelationOutput:
+        o = self.options
+        varying = plan.varying.long()[:, :, None, None].expand(*plan.severity.shape[:3], 1)
+        severity = plan.severity.gather(3, varying).squeeze(3)  # [B, C, L]
+        z = torch.cat([z_ref.flatten(0, 1), z_dist.flatten(0, 3)])  # [N, E]
+        h = torch.cat([h_ref.flatten(0, 1), h_dist.flatten(0, 3)])  # [N, F]
+        views, dtype = z_ref.shape[1], torch.float64 if h.dtype == torch.float64 else torch.float32
+
+        logits = SF.transport_logits(h, self.anchors.weight)  # [N, K]
+        graphs, stats = self._graphs(severity.to(dtype), h, logits, views)
+        mixture = self._mixture(stats)
+        scales = [mixture[GRAPHS.index(name)] * COEFFICIENTS[name] for name in graphs]
+        graph = SF.merge_graphs(list(graphs.values()), scales)
+
+        pair = SF.pair_cost(z, graph)
+        transport = torch.zeros_like(pair)
+        if o.alignment:
+            codes = SF.transport_codes(logits, temperature=o.code_temperature, rounds=o.rounds)
+            transport = (-0.5 * o.alignment_weight) * SF.transport_alignment(
+                logits, codes, severity, views, classes=o.structural, temperature=o.temperature
+            )
+        regularizer = torch.zeros_like(pair)
+        if o.regularizer != "off":
+            share = len(z) / REGULARIZER_NODES if o.regularizer == "normalized" else 1.0
+            regularizer = (-o.regularizer_weight / share) * graph.weight.square().sum()
+        invariance = 2 * (pair + transport + regularizer)
+
+        halves = self._halves(z_ref, z_dist)
+        variance = sum(SF.variance(x) for x in halves) / 2
+        covariance = sum(SF.covariance(x) for x in halves)
+        total = o.variance_weight * variance + o.invariance_weight * invariance + o.covariance_weight * covariance
+        graph = RelationGraph(graph.index, graph.weight.detach(), graph.nodes)
+        return RelationOutput(
+            total, invariance, variance, covariance, pair, transport, regularizer, mixture.detach(), graph
+        )
+
+    def _graphs(
+        self, severity: Tensor, h: Tensor, logits: Tensor, views: int
+    ) -> tuple[dict[str, RelationGraph], Tensor]:
+        """The graphs that are on, and the aggregator's input [12]: number of entries and coefficient times their sum."""
+        o = self.options
+        make = {
+            "structural": lambda: SF.structural_graph(severity, views, classes=o.structural),
+            "ref_dist": lambda: SF.ref_dist_graph(severity, views, decay=o.decay),
+            "ref_ref": lambda: SF.ref_ref_graph(severity, views),
+            "dist_dist": lambda: SF.dist_dist_graph(
+                severity, views, edges=o.dist_dist_edges, cap=o.dist_dist_cap, decay=o.decay
+            ),
+            "transport": lambda: SF.transport_graph(
+                logits,
+                temperature=o.temperature,
+                edges=o.transport_edges,
+                select=o.transport_select,
+                diagonal=o.transport_diagonal,
+            ),
+        }
+        graphs, stats = {}, []
+        for name in GRAPHS:
+            if name not in o.graphs:
+                entries = total = severity.new_zeros(())
+            elif name == "knn":
+                graphs[name], entries, total = self._neighbors(h)
+            else:
+                graph = make[name]()
+                if o.binary:
+                    graph.weight = torch.ones_like(graph.weight)
+                graphs[name], entries, total = graph, severity.new_full((), graph.weight.numel()), graph.weight.sum()
+            stats += [entries.to(severity.dtype), COEFFICIENTS[name] * total]
+        return graphs, torch.stack(stats)
+
+    def _neighbors(self, h: Tensor) -> tuple[RelationGraph, Tensor, Tensor]:
+        """Neighbour matrix plus its transpose as edges i < j, with the entries and the sum of the whole matrix."""
+        neighbor, distance, mutual = SF.nearest_neighbors(h, self.options.neighbors)
+        i = torch.arange(len(h), device=h.device)[:, None].expand_as(neighbor)
+        index = torch.stack([torch.minimum(i, neighbor).flatten(), torch.maximum(i, neighbor).flatten()])
+        # A mutual pair stands here twice, once from each side: two halves make the one of a binary graph.
+        weight = torch.where(mutual, 0.5, 1.0).to(distance.dtype) if self.options.binary else 1 / (1 + distance)
+        return RelationGraph(index, weight.flatten(), len(h)), 2 * mutual.numel() - mutual.sum(), 2 * weight.sum()
+
+    def _mixture(self, stats: Tensor) -> Tensor:
+        """Weights of the graphs [6], which sum to 1 over those that are on."""
+        o = self.options
+        if o.aggregation == "equal":
+            scores = torch.zeros_like(stats[: len(GRAPHS)])
+        else:
+            scores = self.aggregator(stats.to(self.aggregator[0].weight.dtype)).to(stats.dtype)
+        scores = torch.stack([s if g in o.graphs else s - torch.inf for g, s in zip(GRAPHS, scores, strict=True)])
+        mixture = scores.softmax(0)
+        return mixture if o.aggregation == "trained" else mixture.detach()
+
+    def _halves(self, z_ref: Tensor, z_dist: Tensor) -> tuple[Tensor, Tensor]:
+        """The two groups of rows for variance and covariance, each [n, E]."""
+        if self.options.halves == "scale":
+            half = z_ref.shape[1] // 2
+            parts = [(z_ref[:, s].flatten(0, 1), z_dist[:, s].flatten(0, 3)) for s in (slice(half), slice(half, None))]
+        else:
+            ref, dist = z_ref.flatten(0, 1), z_dist.flatten(0, 3)
+            r, d = len(ref) // 2, len(dist) // 2
+            parts = [(ref[:r], dist[:d]), (ref[r:], dist[d:])]
+        return torch.cat(parts[0]), torch.cat(parts[1])
+
+    def _check(self, z_ref: Tensor, z_dist: Tensor, h_ref: Tensor, h_dist: Tensor, plan) -> None:
+        if plan.severity.ndim != 4:
+            raise ValueError(f"plan.severity must be [B, C, L, D], got {list(plan.severity.shape)}")
+        B, C, L, _ = plan.severity.shape
+        V, E, F = (*z_ref.shape[1:], 0, 0)[:2] + (self.anchors.weight.shape[1],)
+        expected = {
+            "z_ref": (z_ref, "B, V, E", (B, V, E)),
+            "z_dist": (z_dist, "B, V, C, L, E", (B, V, C, L, E)),
+            "h_ref": (h_ref, "B, V, F", (B, V, F)),
+            "h_dist": (h_dist, "B, V, C, L, F", (B, V, C, L, F)),
+            "plan.varying": (plan.varying, "B, C", (B, C)),
+        }
+        for name, (x, axes, shape) in expected.items():
+            if tuple(x.shape) != shape:
+                raise ValueError(f"{name} must be [{axes}] = {list(shape)}, got {list(x.shape)}")
+            if not name.startswith("plan") and not x.is_floating_point():
+                raise ValueError(f"{name} must be floating point, got {x.dtype}")
+            if x.device != z_ref.device:
+                raise ValueError(f"{name} must be on {z_ref.device} like z_ref, got {x.device}")
+        for name, x in (("plan.severity", plan.severity), ("the parameters", self.anchors.weight)):
+            if x.device != z_ref.device:
+                raise ValueError(f"{name} must be on {z_ref.device} like z_ref, got {x.device}")
+        if B * V < 2 or B * V * C * L < 2:
+            raise ValueError(f"B V must be at least 2, got B = {B}, V = {V}")
+        if self.options.halves == "scale" and V % 2:
+            raise ValueError(f"V must be even for halves='scale', got {V}")
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v!r}" for k, v in vars(self.options).items() if v != getattr(RelationOptions, k))

@@ -1,0 +1,115 @@
+"""``shamisa distort``: pictures of what the engine does to a photograph.
+
+``shamisa distort PHOTO --out grid.png`` draws the 26 distortions at their five levels, ``--compose N --seed S`` N families
+of compositions with their recipes, ``--plan FILE`` replays a saved plan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .data.photos import PhotoError, read_photo
+from .distortions import DISTORTIONS, distort
+from .engine import DistortionEngine, Plan
+
+MARGIN, LINE = 4, 12  # pixels: between tiles, height of a line of text
+
+
+def crop_centre(photo: Tensor, size: int) -> Tensor:
+    """The central size x size square of a photograph [3, H, W], smaller where the photograph is."""
+    top, left = (max(0, (n - size) // 2) for n in photo.shape[1:])
+    return photo[:, top : top + size, left : left + size].contiguous()
+
+
+def draw_grid(rows: list[tuple[str, list[tuple[str, Tensor]]]]) -> Image.Image:
+    """Rows of (title, [(caption, uint8 [3, H, W]), ...]) -> one picture; captions may have several lines."""
+    lines = max(caption.count("\n") + 1 for _, tiles in rows for caption, _ in tiles)
+    height, width = rows[0][1][0][1].shape[1:]
+    dx, dy = width + MARGIN, height + MARGIN + LINE * lines
+    columns = max(len(tiles) for _, tiles in rows)
+    title_height = LINE + MARGIN
+    sheet = Image.new("RGB", (columns * dx + MARGIN, len(rows) * (dy + title_height) + MARGIN), "white")
+    pen = ImageDraw.Draw(sheet)
+    for r, (title, tiles) in enumerate(rows):
+        top = MARGIN + r * (dy + title_height)
+        pen.text((MARGIN, top), title, fill="black")
+        for c, (caption, image) in enumerate(tiles):
+            left = MARGIN + c * dx
+            sheet.paste(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()), (left, top + title_height))
+            pen.multiline_text((left, top + title_height + height), caption, fill="gray", spacing=0)
+    return sheet
+
+
+def levels_sheet(photo: Tensor, seed: int = 0, backend: str = "auto") -> Image.Image:
+    """All 26 distortions at their five levels: photo uint8 [3, H, W] -> picture."""
+    rows = []
+    for name, row in DISTORTIONS.items():
+        images = photo.expand(5, -1, -1, -1)
+        out = distort(images, name, severity=torch.arange(5.0), seed=seed, backend=backend)
+        tiles = [(f"{v:g}", image) for v, image in zip(row.levels, out, strict=True)]
+        rows.append((f"{name} ({row.group})", [("pristine", photo), *tiles]))
+    return draw_grid(rows)
+
+
+def plan_sheet(photo: Tensor, plan: Plan, backend: str = "auto") -> Image.Image:
+    """Every composition of a plan on one photograph, one row each, with its recipe: photo uint8 [3, H, W] -> picture."""
+    B, C, L, _ = plan.shape
+    out = DistortionEngine()(
+        photo.expand(B, 1, -1, -1, -1), plan, normalize=False, dtype=torch.uint8, backend=backend
+    )
+    rows = []
+    for b in range(B):
+        for c in range(C):
+            varying = int(plan.varying[b, c])
+            tiles = []
+            for level in range(L):
+                steps = plan.recipe(b, c, level)
+                text = [f"{'>' if d == varying else ' '}{n} {v:.3g}" for d, (n, _, v) in enumerate(steps)]
+                tiles.append(("\n".join(text), out[b, 0, c, level]))
+            rows.append((f"sample {b} composition {c}, varying: {plan.recipe(b, c, 0)[varying][0]}", tiles))
+    return draw_grid(rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns 0, or 2 with one line on stderr for bad input."""
+    parser = argparse.ArgumentParser(prog="shamisa distort", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photo", type=Path, help="an image file")
+    parser.add_argument("--out", type=Path, required=True, help="the picture to write (PNG)")
+    parser.add_argument("--size", type=int, default=224, help="side of the central crop, pixels (default 224)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random distortions and of --compose")
+    parser.add_argument("--compose", type=int, metavar="N", help="draw N compositions at five levels instead of the sheet")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="replay a plan written by Plan.to_json (or --save-plan)")
+    parser.add_argument("--save-plan", type=Path, metavar="FILE", help="with --compose: write the plan as JSON")
+    parser.add_argument("--backend", choices=("auto", "native", "reference"), default="auto")
+    given = parser.parse_args(argv)
+    try:
+        if given.compose is not None and given.plan is not None:
+            raise ValueError("--compose and --plan exclude each other")
+        if given.size < 1:
+            raise ValueError(f"--size must be at least 1, got {given.size}")
+        photo = crop_centre(read_photo(given.photo), given.size)
+        if given.plan is not None:
+            picture = plan_sheet(photo, Plan.from_json(given.plan.read_text()), given.backend)
+        elif given.compose is not None:
+            plan = DistortionEngine(compositions=given.compose).sample(1, seed=given.seed)
+            if given.save_plan is not None:
+                given.save_plan.write_text(plan.to_json())
+            picture = plan_sheet(photo, plan, given.backend)
+        else:
+            picture = levels_sheet(photo, given.seed, given.backend)
+        picture.save(given.out)
+    except (PhotoError, ValueError, OSError, RuntimeError) as error:
+        print(f"shamisa distort: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {given.out} ({picture.width} x {picture.height})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
