@@ -281,7 +281,7 @@ class DistortionEngine:
         active = torch.arange(D) < length.unsqueeze(2)
         w1 = w[1]
         if self.order == "fixed":  # sort the drawn groups; the padding stays behind
-            by = torch.where(active, group, len(self.groups)).argsort(2, stable=True)
+            by = torch.where(active, group, len(self.groups)).argsort(dim=2, stable=True)
             group, w1 = group.gather(2, by), w1.gather(2, by)
         sizes = torch.tensor([len(g) for g in self.groups])
         longest = int(sizes.max())

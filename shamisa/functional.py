@@ -24,13 +24,13 @@ DECAYS = ("exponential", "reciprocal")
 
 @dataclass
 class RelationGraph:
-    """A weighted graph as edges: index [2, M] int64 with rows i and j, weight [M], over `nodes` nodes.
+    """A weighted graph as edges: weight [M] and index [2, M] int64 with rows i and j, over `nodes` nodes.
 
     Edges that merge_graphs left empty are (0, 0) with weight 0, so that the shape does not depend on the data.
     """
 
-    index: Tensor
     weight: Tensor
+    index: Tensor
     nodes: int
 
     def dense(self) -> Tensor:
@@ -97,7 +97,7 @@ def ref_ref_graph(severity: Tensor, views: int = 6) -> RelationGraph:
 def dist_dist_graph(
     severity: Tensor, views: int = 6, *, edges: int = 4096, cap: str = "batch", decay: str = "exponential"
 ) -> RelationGraph:
-    """Joins ordered pairs of distorted images of one sample and composition; weight s(|difference of severity|).
+    """Joins ordered pairs of distorted images of one sample and composition; weight s(|severity gap|).
 
     Keeps the `edges` largest of the batch, or of each sample with cap="sample"; ties go to smaller i, then smaller j.
     """
@@ -111,8 +111,8 @@ def dist_dist_graph(
 def nearest_neighbors(h: Tensor, k: int = 31) -> tuple[Tensor, Tensor, Tensor]:
     """The k nearest other rows of each row of h [N, F], nearest first, ties to the smaller row.
 
-    Returns neighbor [N, min(k, N - 1)] int64, Euclidean distance (differentiable in h, with slope 0 at distance 0) and
-    mutual (bool: the row is also among the k nearest of its neighbour).
+    Returns three [N, min(k, N - 1)]: Euclidean distance (differentiable in h, with slope 0 at distance 0), neighbor
+    (int64) and mutual (bool: the row is also among the k nearest of its neighbour).
     """
     _check_floating("h", h, "N, F")
     _check_count("k", k, 1)
@@ -125,11 +125,11 @@ def knn_graph(h: Tensor, k: int = 31) -> RelationGraph:
 
     h [N, F] -> 2 N k edges. A mutual pair appears twice in each direction: its weights add.
     """
-    neighbor, distance, _ = nearest_neighbors(h, k)
+    distance, neighbor, _ = nearest_neighbors(h, k)
     i = torch.arange(len(h), device=h.device)[:, None].expand_as(neighbor).flatten()
     j, weight = neighbor.flatten(), 1 / (1 + distance.flatten())
     index = torch.stack([torch.cat([i, j]), torch.cat([j, i])])
-    return RelationGraph(index, torch.cat([weight, weight]), len(h))
+    return RelationGraph(torch.cat([weight, weight]), index, len(h))
 
 
 def transport_logits(h: Tensor, anchors: Tensor) -> Tensor:
@@ -169,8 +169,8 @@ def transport_graph(
     _check_count("edges", edges, 0)
     _check_count("rows of logits", len(logits), 2)
     log_p = _log_softmax(logits, temperature)
-    index, weight, _ = torch.ops.shamisa.transport_graph(log_p, edges, select == "row", diagonal)
-    return RelationGraph(index, weight, len(logits))
+    weight, index, _ = torch.ops.shamisa.transport_graph(log_p, edges, select == "row", diagonal)
+    return RelationGraph(weight, index, len(logits))
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
@@ -179,7 +179,13 @@ def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
 
 
 def transport_alignment(
-    logits: Tensor, codes: Tensor, severity: Tensor, views: int = 6, *, classes: str = "parity", temperature: float = 0.1
+    logits: Tensor,
+    codes: Tensor,
+    severity: Tensor,
+    views: int = 6,
+    *,
+    classes: str = "parity",
+    temperature: float = 0.1,
 ) -> Tensor:
     """mean(codes log p) plus the mean of codes_i . log p_j / K over the structural edges (i, j); a scalar.
 
@@ -220,8 +226,8 @@ def merge_graphs(graphs: list[RelationGraph], scales: list[Tensor | float] | Non
     dtype = torch.float64 if any(w.dtype == torch.float64 for w in weights) else torch.float32
     index = torch.cat([g.index for g in graphs], 1)
     weight = torch.cat([w.to(dtype) for w in weights])
-    index, weight, _ = torch.ops.shamisa.merge_edges(index, weight, graphs[0].nodes)
-    return RelationGraph(index, weight, graphs[0].nodes)
+    weight, index, _ = torch.ops.shamisa.merge_edges(weight, index, graphs[0].nodes)
+    return RelationGraph(weight, index, graphs[0].nodes)
 
 
 def pair_cost(z: Tensor, graph: RelationGraph) -> Tensor:
@@ -231,7 +237,7 @@ def pair_cost(z: Tensor, graph: RelationGraph) -> Tensor:
         raise ValueError(
             f"z must be [N, E] with N = {graph.nodes} on {graph.index.device}, got {list(z.shape)} on {z.device}"
         )
-    return torch.ops.shamisa.pair_cost(z, graph.index, graph.weight)[0]
+    return torch.ops.shamisa.pair_cost(z, graph.weight, graph.index)[0]
 
 
 def variance(x: Tensor) -> Tensor:

@@ -62,68 +62,66 @@ define(
 
 
 # ---- relations -------------------------------------------------------------------------------------------------------
-# Edges are index [2, M] int64 (rows i, j) and weight [M]; the number of edges follows from the shapes alone. Severity is
-# that of the varying stage, [B, C, L]; nodes are numbered as in reference/relations.py, which says what each op computes.
+# Edges are weight [M] and index [2, M] int64 (rows i, j), as many as the shapes alone say. Severity is that of
+# the varying stage, [B, C, L]; nodes are numbered as in reference/relations.py, which says what each op computes.
 def _edges_fake(count: Callable) -> Callable:
     def fake(severity, views, *options):
         M = count(*severity.shape, views, *options)
         weight = severity.new_empty(M, dtype=reference_relations.compute_dtype(severity))
-        return severity.new_empty(2, M, dtype=torch.int64), weight
+        return weight, severity.new_empty(2, M, dtype=torch.int64)
 
     return fake
 
 
 define(
-    "structural_graph(Tensor severity, int views, str classes) -> (Tensor index, Tensor weight)",
+    "structural_graph(Tensor severity, int views, str classes) -> (Tensor weight, Tensor index)",
     reference=reference_relations.structural_graph,
     fake=_edges_fake(lambda B, C, L, V, classes: B * C * L * len(reference_relations.structural_pairs(V, classes))),
 )
 define(
-    "ref_dist_graph(Tensor severity, int views, str decay) -> (Tensor index, Tensor weight)",
+    "ref_dist_graph(Tensor severity, int views, str decay) -> (Tensor weight, Tensor index)",
     reference=reference_relations.ref_dist_graph,
     fake=_edges_fake(lambda B, C, L, V, decay: B * V * C * L),
 )
 define(
-    "ref_ref_graph(Tensor severity, int views) -> (Tensor index, Tensor weight)",
+    "ref_ref_graph(Tensor severity, int views) -> (Tensor weight, Tensor index)",
     reference=reference_relations.ref_ref_graph,
     fake=_edges_fake(lambda B, C, L, V: B * V * (B * V - 1)),
 )
 define(
-    "dist_dist_graph(Tensor severity, int views, int edges, bool per_sample, str decay) -> (Tensor index, Tensor weight)",
+    "dist_dist_graph(Tensor severity, int views, int edges, bool per_sample, str decay) "
+    "-> (Tensor weight, Tensor index)",
     reference=reference_relations.dist_dist_graph,
-    fake=_edges_fake(
-        lambda B, C, L, V, edges, per, decay: reference_relations.dist_dist_count(B, C, L, V, edges, per)
-    ),
+    fake=_edges_fake(lambda B, C, L, V, edges, per, decay: reference_relations.dist_dist_count(B, C, L, V, edges, per)),
 )
 
 
 def _knn_fake(h, k):
     neighbor = h.new_empty(len(h), k, dtype=torch.int64)
-    return neighbor, h.new_empty(len(h), k, dtype=reference_relations.compute_dtype(h)), torch.empty_like(
-        neighbor, dtype=torch.bool
-    )
+    distance = h.new_empty(len(h), k, dtype=reference_relations.compute_dtype(h))
+    return distance, neighbor, torch.empty_like(neighbor, dtype=torch.bool)
 
 
 def _knn_context(ctx, inputs, output):
     ctx.save_for_backward(inputs[0], *output[:2])
-    ctx.mark_non_differentiable(output[0], output[2])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _knn_backward(ctx, _, grad, __):
+def _knn_backward(ctx, grad, *_):
     return torch.ops.shamisa.knn_graph_backward(grad, *ctx.saved_tensors), None
 
 
 define(
-    "knn_graph(Tensor h, int k) -> (Tensor neighbor, Tensor distance, Tensor mutual)",
+    "knn_graph(Tensor h, int k) -> (Tensor distance, Tensor neighbor, Tensor mutual)",
     reference=reference_relations.knn_graph,
     fake=_knn_fake,
     setup_context=_knn_context,
     backward=_knn_backward,
 )
 define(
-    "knn_graph_backward(Tensor grad, Tensor h, Tensor neighbor, Tensor distance) -> Tensor",
+    "knn_graph_backward(Tensor grad, Tensor h, Tensor distance, Tensor neighbor) -> Tensor",
     reference=reference_relations.knn_graph_backward,
-    fake=lambda grad, h, neighbor, distance: torch.empty_like(h, memory_format=torch.contiguous_format),
+    fake=lambda grad, h, distance, neighbor: torch.empty_like(h, memory_format=torch.contiguous_format),
 )
 define(
     "transport_codes(Tensor u, float temperature, int rounds) -> Tensor",
@@ -136,50 +134,50 @@ def _transport_fake(log_p, edges, per_row, diagonal):
     M = reference_relations.transport_count(len(log_p), edges, per_row, diagonal)
     index = log_p.new_empty(2, M, dtype=torch.int64)
     weight = log_p.new_empty(M, dtype=reference_relations.compute_dtype(log_p))
-    return index, weight, index.new_empty(2, 2)
+    return weight, index, index.new_empty(2, 2)
 
 
 def _transport_context(ctx, inputs, output):
     ctx.save_for_backward(inputs[0], *output)
-    ctx.mark_non_differentiable(output[0], output[2])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _transport_backward(ctx, _, grad, __):
+def _transport_backward(ctx, grad, *_):
     return torch.ops.shamisa.transport_graph_backward(grad, *ctx.saved_tensors), None, None, None
 
 
 define(
     "transport_graph(Tensor log_p, int edges, bool per_row, bool diagonal) "
-    "-> (Tensor index, Tensor weight, Tensor extreme)",
+    "-> (Tensor weight, Tensor index, Tensor extreme)",
     reference=reference_relations.transport_graph,
     fake=_transport_fake,
     setup_context=_transport_context,
     backward=_transport_backward,
 )
 define(
-    "transport_graph_backward(Tensor grad, Tensor log_p, Tensor index, Tensor weight, Tensor extreme) -> Tensor",
+    "transport_graph_backward(Tensor grad, Tensor log_p, Tensor weight, Tensor index, Tensor extreme) -> Tensor",
     reference=reference_relations.transport_graph_backward,
     fake=lambda grad, log_p, *_: torch.empty_like(log_p, memory_format=torch.contiguous_format),
 )
 
 
-def _merge_fake(index, weight, nodes):
+def _merge_fake(weight, index, nodes):
     M = weight.numel()
     merged = weight.new_empty(M, dtype=reference_relations.compute_dtype(weight))
-    return index.new_empty(2, M), merged, index.new_empty(M)
+    return merged, index.new_empty(2, M), index.new_empty(M)
 
 
 def _merge_context(ctx, inputs, output):
     ctx.save_for_backward(output[2])
-    ctx.mark_non_differentiable(output[0], output[2])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _merge_backward(ctx, _, grad, __):
-    return None, torch.ops.shamisa.merge_edges_backward(grad, *ctx.saved_tensors), None
+def _merge_backward(ctx, grad, *_):
+    return torch.ops.shamisa.merge_edges_backward(grad, *ctx.saved_tensors), None, None
 
 
 define(
-    "merge_edges(Tensor index, Tensor weight, int nodes) -> (Tensor index, Tensor weight, Tensor position)",
+    "merge_edges(Tensor weight, Tensor index, int nodes) -> (Tensor weight, Tensor index, Tensor position)",
     reference=reference_relations.merge_edges,
     fake=_merge_fake,
     setup_context=_merge_context,
@@ -192,7 +190,7 @@ define(
 )
 
 
-def _pair_fake(z, index, weight):
+def _pair_fake(z, weight, index):
     dtype = reference_relations.compute_dtype(z)
     return z.new_empty((), dtype=dtype), z.new_empty(index.shape[1], dtype=dtype)
 
@@ -204,20 +202,20 @@ def _pair_context(ctx, inputs, output):
 
 def _pair_backward(ctx, grad, _):
     dz, dw = torch.ops.shamisa.pair_cost_backward(grad, *ctx.saved_tensors)
-    return dz, None, dw
+    return dz, dw, None
 
 
 define(
-    "pair_cost(Tensor z, Tensor index, Tensor weight) -> (Tensor cost, Tensor squared)",
+    "pair_cost(Tensor z, Tensor weight, Tensor index) -> (Tensor cost, Tensor squared)",
     reference=reference_relations.pair_cost,
     fake=_pair_fake,
     setup_context=_pair_context,
     backward=_pair_backward,
 )
 define(
-    "pair_cost_backward(Tensor grad, Tensor z, Tensor index, Tensor weight, Tensor squared) -> (Tensor, Tensor)",
+    "pair_cost_backward(Tensor grad, Tensor z, Tensor weight, Tensor index, Tensor squared) -> (Tensor, Tensor)",
     reference=reference_relations.pair_cost_backward,
-    fake=lambda grad, z, index, weight, squared: (z.new_empty(z.shape), weight.new_empty(weight.shape)),
+    fake=lambda grad, z, weight, index, squared: (z.new_empty(z.shape), weight.new_empty(weight.shape)),
 )
 define(
     "variance(Tensor x) -> Tensor",

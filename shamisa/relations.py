@@ -69,7 +69,13 @@ class RelationOptions:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, least in (("anchors", 2), ("neighbors", 1), ("rounds", 1), ("dist_dist_edges", 1), ("transport_edges", 1)):
+        for name, least in (
+            ("anchors", 2),
+            ("neighbors", 1),
+            ("rounds", 1),
+            ("dist_dist_edges", 1),
+            ("transport_edges", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("code_temperature", "temperature"):
@@ -162,7 +168,7 @@ class RelationLoss(nn.Module):
         variance = sum(SF.variance(x) for x in halves) / 2
         covariance = sum(SF.covariance(x) for x in halves)
         total = o.variance_weight * variance + o.invariance_weight * invariance + o.covariance_weight * covariance
-        graph = RelationGraph(graph.index, graph.weight.detach(), graph.nodes)
+        graph = RelationGraph(graph.weight.detach(), graph.index, graph.nodes)
         return RelationOutput(
             total, invariance, variance, covariance, pair, transport, regularizer, mixture.detach(), graph
         )
@@ -170,7 +176,7 @@ class RelationLoss(nn.Module):
     def _graphs(
         self, severity: Tensor, h: Tensor, logits: Tensor, views: int
     ) -> tuple[dict[str, RelationGraph], Tensor]:
-        """The graphs that are on, and the aggregator's input [12]: number of entries and coefficient times their sum."""
+        """The graphs that are on, and the aggregator's input [12]: number and coefficient times sum of the entries."""
         o = self.options
         make = {
             "structural": lambda: SF.structural_graph(severity, views, classes=o.structural),
@@ -203,12 +209,12 @@ class RelationLoss(nn.Module):
 
     def _neighbors(self, h: Tensor) -> tuple[RelationGraph, Tensor, Tensor]:
         """Neighbour matrix plus its transpose as edges i < j, with the entries and the sum of the whole matrix."""
-        neighbor, distance, mutual = SF.nearest_neighbors(h, self.options.neighbors)
+        distance, neighbor, mutual = SF.nearest_neighbors(h, self.options.neighbors)
         i = torch.arange(len(h), device=h.device)[:, None].expand_as(neighbor)
         index = torch.stack([torch.minimum(i, neighbor).flatten(), torch.maximum(i, neighbor).flatten()])
         # A mutual pair stands here twice, once from each side: two halves make the one of a binary graph.
         weight = torch.where(mutual, 0.5, 1.0).to(distance.dtype) if self.options.binary else 1 / (1 + distance)
-        return RelationGraph(index, weight.flatten(), len(h)), 2 * mutual.numel() - mutual.sum(), 2 * weight.sum()
+        return RelationGraph(weight.flatten(), index, len(h)), 2 * mutual.numel() - mutual.sum(), 2 * weight.sum()
 
     def _mixture(self, stats: Tensor) -> Tensor:
         """Weights of the graphs [6], which sum to 1 over those that are on."""
@@ -236,7 +242,8 @@ class RelationLoss(nn.Module):
         if plan.severity.ndim != 4:
             raise ValueError(f"plan.severity must be [B, C, L, D], got {list(plan.severity.shape)}")
         B, C, L, _ = plan.severity.shape
-        V, E, F = (*z_ref.shape[1:], 0, 0)[:2] + (self.anchors.weight.shape[1],)
+        V, E = (*z_ref.shape[1:], 0, 0)[:2]  # a wrong number of dimensions fails below
+        F = self.anchors.in_features
         expected = {
             "z_ref": (z_ref, "B, V, E", (B, V, E)),
             "z_dist": (z_dist, "B, V, C, L, E", (B, V, C, L, E)),
@@ -251,7 +258,7 @@ class RelationLoss(nn.Module):
                 raise ValueError(f"{name} must be floating point, got {x.dtype}")
             if x.device != z_ref.device:
                 raise ValueError(f"{name} must be on {z_ref.device} like z_ref, got {x.device}")
-        for name, x in (("plan.severity", plan.severity), ("the parameters", self.anchors.weight)):
+        for name, x in (("plan.severity", plan.severity), ("the parameters", self.aggregator[0].weight)):
             if x.device != z_ref.device:
                 raise ValueError(f"{name} must be on {z_ref.device} like z_ref, got {x.device}")
         if B * V < 2 or B * V * C * L < 2:

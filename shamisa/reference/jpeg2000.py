@@ -37,7 +37,7 @@ NORMS_HH = (0.7186, 0.9218, 1.586, 3.043, 6.019, 12.01, 24.0)
 
 # The model of the adaptive coder: pseudo-counts in quarters, of ones and zeros; their sum is held at MEMORY or below.
 PRIOR, PRIOR_RARE, MEMORY = (3, 3), (1, 5), 64
-LOG_GAMMA_SIZE = 4 * SIZE * SIZE + MEMORY + 2
+LOG_GAMMA_SIZE = 4 * SIZE * SIZE + MEMORY + 1
 
 STEP, ACCURACY, DBL_EPSILON = 128, 0.5e-5, 2.220446049250313e-16  # of the bisection for the slope threshold
 
@@ -74,8 +74,8 @@ def jpeg2000(images: Tensor, ratio: Tensor) -> Tensor:
 def budget(ratio: Tensor, layout: Layout) -> Tensor:
     """Bytes allowed for the packets, [N] int64: the file's share less the fixed headers, computed in float32 as OpenJPEG does."""
     header = HEADER_BYTES - HEADER_BYTES_PER_RESOLUTION * (RESOLUTIONS - 1 - layout.levels)
-    share = (24.0 * (layout.height * layout.width) / (8.0 * ratio.to(torch.float32).to(torch.float64))).to(torch.float32)
-    return (share - header).clamp(min=MIN_BUDGET).ceil().to(torch.int64)
+    share = 24.0 * (layout.height * layout.width) / (8.0 * ratio.to(torch.float32).to(torch.float64))
+    return (share.to(torch.float32) - header).clamp(min=MIN_BUDGET).ceil().to(torch.int64)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------
@@ -273,8 +273,8 @@ class PassRates:
         bits[:, UNIFORM] = 256 * counts[:, UNIFORM].sum(1)
         self.bits[index] += bits.sum(1)
         total = new.sum(2)
-        ones = torch.div(MEMORY * new[..., 0] + torch.div(total, 2, rounding_mode="floor"), total, rounding_mode="floor")
-        shrunk = torch.stack((ones, MEMORY - ones), 2).clamp(min=1)
+        ones = torch.div(MEMORY * new[..., 0] + (total >> 1), total, rounding_mode="floor").clamp(1, MEMORY - 1)
+        shrunk = torch.stack((ones, MEMORY - ones), 2)
         self.state[index] = torch.where(total[..., None] > MEMORY, shrunk, new)
         # floor(1.012 bits / 8 + 1.7), in integers
         return torch.div(253 * self.bits[index] + 870400, 512000, rounding_mode="floor").clamp(min=1)
@@ -323,7 +323,8 @@ def code_passes(planes: BlockPlanes, layout: Layout, limit: Tensor) -> tuple[Ten
 
 def allocate(rate: Tensor, gain: Tensor, passes: Tensor, depth: Tensor, layout: Layout, limit: Tensor) -> Tensor:
     """Number of passes kept of every block, [N, K]: bisection for the least slope threshold whose packets fit the budget."""
-    extra_rate, extra_gain = rate.diff(prepend=torch.zeros_like(rate[..., :1])), gain.diff(prepend=torch.zeros_like(gain[..., :1]))
+    extra_rate = rate.diff(prepend=torch.zeros_like(rate[..., :1]))
+    extra_gain = gain.diff(prepend=torch.zeros_like(gain[..., :1]))
     valid = (torch.arange(MAX_PASSES, device=rate.device) < passes[..., None]) & (extra_rate > 0)
     slope = torch.where(valid, extra_gain / extra_rate.clamp(min=1), 0.0)
     high = slope.amax((1, 2))

@@ -5,8 +5,9 @@ M edges. Nodes are the B V references (sample, view), then the distorted images 
 
 Every output shape follows from the input shapes, nothing waits for the device, and results are deterministic. Where a
 graph keeps the largest entries, ties go to the smaller i, then to the smaller j. Half precision is computed in
-float32, float64 stays float64; products that decide *which* edges exist run in float64, so that another backend
-reaches the same decision. These functions may use N x N temporaries, the native kernels do not.
+float32, float64 stays float64; products that decide *which* edges exist run in float64 and are compared in float32, so
+that another backend reaches the same decision and equal rows tie. These functions may use N x N temporaries, the native
+kernels do not.
 
 Agreement: native kernels give the same edges; values within 1e-5 relative in float32.
 """
@@ -71,21 +72,20 @@ def _distorted_nodes(severity: Tensor, views: int) -> Tensor:
 def structural_graph(severity: Tensor, views: int, classes: str) -> tuple[Tensor, Tensor]:
     """Distorted pairs of one sample, composition and level in different views of one class; weight 1.
 
-    severity [B, C, L] -> index [2, M] int64, weight [M]; M = B C L pairs, both directions, ordered by view pair.
+    severity [B, C, L] -> weight [M], index [2, M] int64; M = B C L pairs, both directions, ordered by view pair.
     """
     node = _distorted_nodes(severity, views)
     pairs = structural_pairs(views, classes)
     index = torch.stack([node[:, [a for a, _ in pairs]].flatten(), node[:, [b for _, b in pairs]].flatten()])
-    return index, torch.ones(index.shape[1], dtype=compute_dtype(severity), device=severity.device)
+    return torch.ones(index.shape[1], dtype=compute_dtype(severity), device=severity.device), index
 
 
 def ref_dist_graph(severity: Tensor, views: int, decay: str) -> tuple[Tensor, Tensor]:
     """Reference (b, v) -> distorted (b, v, c, l), one direction; weight s(severity). M = B V C L."""
-    B, C, L = severity.shape
     node = _distorted_nodes(severity, views)
-    reference = torch.arange(B * views, device=severity.device).view(B, views, 1, 1).expand_as(node)
+    reference = torch.arange(len(severity) * views, device=severity.device).view(-1, views, 1, 1).expand_as(node)
     weight = decayed(severity.to(compute_dtype(severity)), decay)[:, None].expand_as(node)
-    return torch.stack([reference.flatten(), node.flatten()]), weight.reshape(-1)
+    return weight.reshape(-1).clone(), torch.stack([reference.flatten(), node.flatten()])
 
 
 def ref_ref_graph(severity: Tensor, views: int) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ def ref_ref_graph(severity: Tensor, views: int) -> tuple[Tensor, Tensor]:
     R = severity.shape[0] * views
     edge = torch.arange(R * (R - 1), device=severity.device)
     i, j = edge // max(R - 1, 1), edge % max(R - 1, 1)
-    return torch.stack([i, j + (j >= i)]), torch.ones(R * (R - 1), dtype=compute_dtype(severity), device=edge.device)
+    return torch.ones(R * (R - 1), dtype=compute_dtype(severity), device=edge.device), torch.stack([i, j + (j >= i)])
 
 
 def dist_dist_count(B: int, C: int, L: int, views: int, edges: int, per_sample: bool) -> int:
@@ -120,14 +120,14 @@ def dist_dist_graph(severity: Tensor, views: int, edges: int, per_sample: bool, 
     # Ranking the gaps, not the weights, keeps the choice free of anybody's exp.
     chosen = select_largest(-gap.masked_fill(same, torch.inf).reshape(groups), kept)
     index = torch.stack([x.reshape(groups).gather(1, chosen).flatten() for x in (source, target)])
-    return index, decayed(gap.reshape(groups).gather(1, chosen).flatten(), decay)
+    return decayed(gap.reshape(groups).gather(1, chosen).flatten(), decay), index
 
 
 # ---------------------------------------------------------------------------------------------------------- neighbours
 def knn_graph(h: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The k nearest other rows of each row, nearest first, ties to the smaller j.
 
-    h [N, F] -> neighbor [N, k] int64, distance [N, k] (Euclidean, exactly 0 for equal rows), mutual [N, k] bool (row i
+    h [N, F] -> distance [N, k] (Euclidean, exactly 0 for equal rows), neighbor [N, k] int64, mutual [N, k] bool (row i
     is also among the k nearest of its neighbour). Differentiable: distance -> h.
     """
     N, dtype = h.shape[0], compute_dtype(h)
@@ -138,17 +138,17 @@ def knn_graph(h: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         scale = norm[rows, None] + norm
         squared = torch.addmm(scale, x[rows], x.T, alpha=-2)
         squared = squared.masked_fill(squared < SAME_POINT * scale, 0)
-        key = squared.to(dtype).scatter(1, rows[:, None], torch.inf)  # equal rows tie exactly
+        key = squared.float().scatter(1, rows[:, None], torch.inf)  # float32: equal rows tie exactly
         neighbor = select_largest(-key, k)
         order = key.gather(1, neighbor).sort(dim=1, stable=True).indices
         neighbors.append(neighbor.gather(1, order))
         distances.append(squared.gather(1, neighbors[-1]).sqrt().to(dtype))
     neighbor = torch.cat(neighbors)
     mutual = (neighbor[neighbor] == torch.arange(N, device=h.device)[:, None, None]).any(-1)
-    return neighbor, torch.cat(distances), mutual
+    return torch.cat(distances), neighbor, mutual
 
 
-def knn_graph_backward(grad: Tensor, h: Tensor, neighbor: Tensor, distance: Tensor) -> Tensor:
+def knn_graph_backward(grad: Tensor, h: Tensor, distance: Tensor, neighbor: Tensor) -> Tensor:
     """grad [N, k] of distance -> [N, F] of h: a graph Laplacian of grad / distance. The slope at distance 0 is 0."""
     slope = torch.where(distance > 0, grad / distance, 0).double()
     S = torch.zeros(len(h), len(h), dtype=torch.float64, device=h.device).scatter_(1, neighbor, slope)
@@ -163,7 +163,6 @@ def transport_codes(u: Tensor, temperature: float, rounds: int) -> Tensor:
 
     u [N, K] -> [N, K]: exp(u / temperature), `rounds` times (columns to sum 1 / K, rows to sum 1 / N), times N.
     """
-    N, K = u.shape
     log_q = u.to(compute_dtype(u)) / temperature
     for _ in range(rounds):
         log_q = log_q - log_q.logsumexp(0, keepdim=True)
@@ -181,15 +180,15 @@ def transport_count(N: int, edges: int, per_row: bool, diagonal: bool) -> int:
 def transport_graph(log_p: Tensor, edges: int, per_row: bool, diagonal: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The largest scores c_ij = mean_k log p_ik p_jk, min-max normalised over all N^2.
 
-    log_p [N, K] -> index [2, M] int64 in the order (i, j), weight [M], extreme [2, 2] int64: columns (i, j) of the
+    log_p [N, K] -> weight [M], index [2, M] int64 in the order (i, j), extreme [2, 2] int64: columns (i, j) of the
     first minimum and the first maximum. M = edges N of the whole matrix, or `edges` per row; without `diagonal`, i = j
     is never kept. A range of scores below FLAT_SCORE counts as FLAT_SCORE. Differentiable: weight -> log_p.
     """
     N, K = log_p.shape
     x = log_p.double()
     c = x @ x.exp().T / K
-    key = c.to(compute_dtype(log_p))  # equal rows tie exactly
-    flat = key.flatten()
+    key = c.float()  # equal rows tie exactly
+    flat = c.to(compute_dtype(log_p)).flatten()
     extreme = torch.stack([flat.argmin(), flat.argmax()])
     low, high = c.flatten()[extreme]
     if not diagonal:
@@ -203,10 +202,10 @@ def transport_graph(log_p: Tensor, edges: int, per_row: bool, diagonal: bool) ->
         i, j = chosen // N, chosen % N
     index = torch.stack([i.flatten(), j.flatten()])
     weight = (c[index[0], index[1]] - low) / (high - low).clamp(min=FLAT_SCORE)
-    return index, weight.to(key.dtype), torch.stack([extreme // N, extreme % N])
+    return weight.to(flat.dtype), index, torch.stack([extreme // N, extreme % N])
 
 
-def transport_graph_backward(grad: Tensor, log_p: Tensor, index: Tensor, weight: Tensor, extreme: Tensor) -> Tensor:
+def transport_graph_backward(grad: Tensor, log_p: Tensor, weight: Tensor, index: Tensor, extreme: Tensor) -> Tensor:
     """grad [M] of weight -> [N, K] of log_p, through the scores and through their minimum and maximum."""
     N, K = log_p.shape
     x, grad, weight = log_p.double(), grad.double(), weight.double()
@@ -222,10 +221,10 @@ def transport_graph_backward(grad: Tensor, log_p: Tensor, index: Tensor, weight:
 
 
 # --------------------------------------------------------------------------------------------------- merging and terms
-def merge_edges(index: Tensor, weight: Tensor, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+def merge_edges(weight: Tensor, index: Tensor, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Keeps the edges with i < j, sorts them by (i, j) and adds the weights of equal ones, in the order of the input.
 
-    index [2, M] int64, weight [M] -> index [2, M], weight [M], position [M] int64. The distinct edges come first;
+    weight [M], index [2, M] int64 -> weight [M], index [2, M], position [M] int64. The distinct edges come first;
     padding after them is (0, 0) with weight 0. position: where an input edge went, -1 for the dropped.
     Differentiable: weight -> weight.
     """
@@ -233,7 +232,7 @@ def merge_edges(index: Tensor, weight: Tensor, nodes: int) -> tuple[Tensor, Tens
     M = weight.numel()
     dtype = compute_dtype(weight)
     if M == 0:
-        return index.clone(), weight.to(dtype, copy=True), torch.empty_like(i)
+        return weight.to(dtype, copy=True), index.clone(), torch.empty_like(i)
     used = i < j
     key, order = torch.where(used, i * nodes + j, nodes * nodes).sort(stable=True)
     fresh = torch.cat([key.new_ones(1), (key[1:] != key[:-1]).long()])
@@ -243,7 +242,7 @@ def merge_edges(index: Tensor, weight: Tensor, nodes: int) -> tuple[Tensor, Tens
     merged.index_put_((slot,), torch.where(kept, weight[order].to(dtype), 0), accumulate=True)
     packed = torch.zeros_like(key).scatter_(0, slot, torch.where(kept, key, 0))
     position = torch.empty_like(key).scatter_(0, order, torch.where(kept, slot, -1))
-    return torch.stack([packed // nodes, packed % nodes]), merged, position
+    return merged, torch.stack([packed // nodes, packed % nodes]), position
 
 
 def merge_edges_backward(grad: Tensor, position: Tensor) -> Tensor:
@@ -251,10 +250,10 @@ def merge_edges_backward(grad: Tensor, position: Tensor) -> Tensor:
     return torch.where(position >= 0, grad[position.clamp(min=0)], 0) if grad.numel() else grad.clone()
 
 
-def pair_cost(z: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def pair_cost(z: Tensor, weight: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """sum over edges of weight |z_i - z_j|^2 / (N E); also the squared distances [M], which the backward needs.
 
-    z [N, E], index [2, M] int64, weight [M] -> scalar, [M]. Differentiable: scalar -> z, weight.
+    z [N, E], weight [M], index [2, M] int64 -> scalar, [M]. Differentiable: scalar -> z, weight.
     """
     dtype = compute_dtype(z)
     x = z.to(dtype)
@@ -264,7 +263,7 @@ def pair_cost(z: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
 
 
 def pair_cost_backward(
-    grad: Tensor, z: Tensor, index: Tensor, weight: Tensor, squared: Tensor
+    grad: Tensor, z: Tensor, weight: Tensor, index: Tensor, squared: Tensor
 ) -> tuple[Tensor, Tensor]:
     """grad (scalar) -> [N, E] of z, a graph Laplacian, and [M] of weight."""
     dtype = compute_dtype(z)

@@ -1,0 +1,287 @@
+// Team: what computes one image. On the CPU a team is one thread (ThreadTeam), on CUDA a thread block (BlockTeam). An op is a
+// template over the team, written in the verbs below, and so the same source is fast on both and is tested on the CPU.
+//
+//   each(n, f)            f(i) for i < n, in any order, independent of each other
+//   grid(H, W, f)         f(y, x) for every pixel, likewise
+//   tiles<32>(H, W, f)    f(y, x, Lanes<N>): N pixels of row y from column x on, computed in a Pack<N>. On the CPU the last tile
+//                         of a row overlaps the one before, so f may run twice for a pixel: read and write different images
+//   scan(columns, steps, f)  f(step, column): for one column the steps run in order (running sums down the columns)
+//   split(n, f)           f(i, group) for i < n: item i belongs to one group (CPU: the thread, CUDA: a warp), which has the verbs
+//                         each, sum, min, max, serial (code-blocks of a codec)
+//   sum<T>, min<T>, max<T>(n, f)  of f(i), the result known to every thread. Integers, min and max are exact; a float sum
+//                         depends on the machine in its last bits, so sum integers where the result decides anything
+//   histogram(cells, bins, n, f)  cells[k] = how many i < n have f(i) = k, 0 <= k < bins
+//   add(cell, n)          *cell += n from within split (integers)
+//   serial(f)             f() once
+//   small<T>(n)           n elements of fast memory (CPU: cache, CUDA: shared), for weights, tables, histograms; the same on
+//                         every call path of the team, uninitialised, given back when the stage ends. small_bytes in all
+//   each_words(n, draw, key, f)  f(i, Words): the random words at element i (see philox.h)
+//
+// Rules: every thread of the team calls every verb, with the same arguments (verbs stand outside conditions that differ
+// between threads). Each verb ends with a barrier: what it wrote, global, scratch or small, is visible to the next verb. Verbs
+// do not nest, except those of a group inside split. Inside f, write only to memory that no other i reads or writes.
+#pragma once
+
+#include "pack.h"
+#include "philox.h"
+
+SHAMISA_BEGIN
+
+constexpr int small_bytes = 32 * 1024;  // of fast memory for one stage
+
+// ---- CPU -------------------------------------------------------------------------------------------------------------
+struct ThreadTeam {
+  unsigned char* fast;  // [small_bytes], aligned to 64
+  int used = 0;
+
+  SHAMISA_HD explicit ThreadTeam(unsigned char* memory) : fast(memory) {}
+
+  template <class F>
+  SHAMISA_HD void each(int n, F f) {
+    SHAMISA_INDEPENDENT
+    for (int i = 0; i < n; ++i) f(i);
+  }
+  template <class F>
+  SHAMISA_HD void grid(int H, int W, F f) {
+    for (int y = 0; y < H; ++y) {
+      SHAMISA_INDEPENDENT
+      for (int x = 0; x < W; ++x) f(y, x);
+    }
+  }
+  template <int N, class F>
+  SHAMISA_HD void tiles(int H, int W, F f) {
+    if (W >= N)
+      tiles_of<N>(H, W, f);
+    else if (W >= 8)
+      tiles_of<8>(H, W, f);
+    else
+      tiles_of<1>(H, W, f);
+  }
+  template <class F>
+  SHAMISA_HD void scan(int columns, int steps, F f) {
+    for (int step = 0; step < steps; ++step) {
+      SHAMISA_INDEPENDENT
+      for (int column = 0; column < columns; ++column) f(step, column);
+    }
+  }
+  template <class F>
+  SHAMISA_HD void split(int n, F f) {
+    for (int i = 0; i < n; ++i) f(i, *this);
+  }
+  template <class T, class F>
+  SHAMISA_HD T sum(int n, F f) {
+    return reduce<T>(n, f, T(0), [](T a, T b) { return a + b; });
+  }
+  template <class T, class F>
+  SHAMISA_HD T min(int n, F f) {  // n >= 1
+    return reduce<T>(n, f, f(0), [](T a, T b) { return min_of(a, b); });
+  }
+  template <class T, class F>
+  SHAMISA_HD T max(int n, F f) {  // n >= 1
+    return reduce<T>(n, f, f(0), [](T a, T b) { return max_of(a, b); });
+  }
+  template <class F>
+  SHAMISA_HD void histogram(int* cells, int bins, int n, F f) {
+    for (int k = 0; k < bins; ++k) cells[k] = 0;
+    for (int i = 0; i < n; ++i) cells[f(i)] += 1;
+  }
+  template <class T>
+  SHAMISA_HD void add(T* cell, T n) {
+    *cell += n;
+  }
+  template <class F>
+  SHAMISA_HD void serial(F f) {
+    f();
+  }
+  SHAMISA_HD void sync() {}
+  template <class T>
+  SHAMISA_HD T* small(int n) {
+    T* p = (T*)(fast + used);
+    used += (n * (int)sizeof(T) + 63) / 64 * 64;
+    return p;
+  }
+  template <class F>
+  SHAMISA_HD void each_words(int n, uint32_t draw, Key key, F f) {
+    alignas(64) uint32_t words[4][32];
+    int first = 0;
+    for (; first + 32 <= n; first += 32) {
+      philox_tile(key, (uint32_t)first, draw, words);
+      SHAMISA_INDEPENDENT
+      for (int i = 0; i < 32; ++i) f(first + i, Words{words[0][i], words[1][i], words[2][i], words[3][i]});
+    }
+    for (; first < n; ++first) f(first, philox(key, (uint32_t)first, draw));
+  }
+
+ private:
+  template <int N, class F>
+  SHAMISA_HD void tiles_of(int H, int W, F f) {
+    for (int y = 0; y < H; ++y) {
+      int x = 0;
+      for (; x + N <= W; x += N) f(y, x, Lanes<N>{});
+      if (x < W) f(y, W - N, Lanes<N>{});
+    }
+  }
+  // 32 running results: a single one would make the loop scalar
+  template <class T, class F, class Join>
+  SHAMISA_HD T reduce(int n, F f, T start, Join join) {
+    T partial[32];
+    for (int j = 0; j < 32; ++j) partial[j] = start;
+    int i = 0;
+    for (; i + 32 <= n; i += 32)
+      for (int j = 0; j < 32; ++j) partial[j] = join(partial[j], f(i + j));
+    for (; i < n; ++i) partial[0] = join(partial[0], f(i));
+    for (int j = 1; j < 32; ++j) partial[0] = join(partial[0], partial[j]);
+    return partial[0];
+  }
+};
+
+// ---- CUDA, and its emulation -----------------------------------------------------------------------------------------
+#if defined(__CUDACC__) || defined(SHAMISA_EMULATE)
+#if defined(__CUDACC__)
+#define SHAMISA_DEVICE __device__ __forceinline__
+#else
+#define SHAMISA_DEVICE inline
+#endif
+
+// one warp of a block
+struct WarpTeam {
+  int lane;
+
+  template <class F>
+  SHAMISA_DEVICE void each(int n, F f) {
+    for (int i = lane; i < n; i += 32) f(i);
+    __syncwarp();
+  }
+  template <class T, class F>
+  SHAMISA_DEVICE T sum(int n, F f) {
+    T t = 0;
+    for (int i = lane; i < n; i += 32) t = t + f(i);
+    return join(t, [](T a, T b) { return a + b; });
+  }
+  template <class T, class F>
+  SHAMISA_DEVICE T min(int n, F f) {  // n >= 1
+    T t = f(0);
+    for (int i = lane; i < n; i += 32) t = min_of(t, (T)f(i));
+    return join(t, [](T a, T b) { return min_of(a, b); });
+  }
+  template <class T, class F>
+  SHAMISA_DEVICE T max(int n, F f) {  // n >= 1
+    T t = f(0);
+    for (int i = lane; i < n; i += 32) t = max_of(t, (T)f(i));
+    return join(t, [](T a, T b) { return max_of(a, b); });
+  }
+  template <class T>
+  SHAMISA_DEVICE void add(T* cell, T n) {
+    atomicAdd(cell, n);
+  }
+  template <class F>
+  SHAMISA_DEVICE void serial(F f) {
+    if (lane == 0) f();
+    __syncwarp();
+  }
+  template <class T, class Join>
+  SHAMISA_DEVICE T join(T t, Join pair) {
+    for (int step = 16; step > 0; step /= 2) t = pair(t, __shfl_xor_sync(0xffffffffu, t, step));
+    __syncwarp();  // also orders the memory that f read
+    return t;
+  }
+};
+
+// block: a multiple of 32 threads, at most 1024, one-dimensional
+struct BlockTeam {
+  unsigned char* fast;  // shared [small_bytes], aligned to 64
+  double* partial;      // shared [33]
+  int used = 0;
+
+  SHAMISA_DEVICE BlockTeam(unsigned char* memory, double* reduction) : fast(memory), partial(reduction) {}
+
+  template <class F>
+  SHAMISA_DEVICE void each(int n, F f) {
+    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) f(i);
+    __syncthreads();
+  }
+  template <class F>
+  SHAMISA_DEVICE void grid(int H, int W, F f) {
+    for (int i = (int)threadIdx.x; i < H * W; i += (int)blockDim.x) f(i / W, i % W);
+    __syncthreads();
+  }
+  template <int N, class F>
+  SHAMISA_DEVICE void tiles(int H, int W, F f) {
+    for (int i = (int)threadIdx.x; i < H * W; i += (int)blockDim.x) f(i / W, i % W, Lanes<1>{});
+    __syncthreads();
+  }
+  template <class F>
+  SHAMISA_DEVICE void scan(int columns, int steps, F f) {
+    for (int column = (int)threadIdx.x; column < columns; column += (int)blockDim.x)
+      for (int step = 0; step < steps; ++step) f(step, column);
+    __syncthreads();
+  }
+  template <class F>
+  SHAMISA_DEVICE void split(int n, F f) {
+    WarpTeam warp{(int)threadIdx.x % 32};
+    for (int i = (int)threadIdx.x / 32; i < n; i += (int)blockDim.x / 32) f(i, warp);
+    __syncthreads();
+  }
+  template <class T, class F>
+  SHAMISA_DEVICE T sum(int n, F f) {
+    T t = 0;
+    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) t = t + f(i);
+    return join(t, [](T a, T b) { return a + b; });
+  }
+  template <class T, class F>
+  SHAMISA_DEVICE T min(int n, F f) {  // n >= 1
+    T t = f(0);
+    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) t = min_of(t, (T)f(i));
+    return join(t, [](T a, T b) { return min_of(a, b); });
+  }
+  template <class T, class F>
+  SHAMISA_DEVICE T max(int n, F f) {  // n >= 1
+    T t = f(0);
+    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) t = max_of(t, (T)f(i));
+    return join(t, [](T a, T b) { return max_of(a, b); });
+  }
+  template <class F>
+  SHAMISA_DEVICE void histogram(int* cells, int bins, int n, F f) {
+    each(bins, [=](int k) { cells[k] = 0; });
+    each(n, [=](int i) { atomicAdd(&cells[f(i)], 1); });
+  }
+  template <class T>
+  SHAMISA_DEVICE void add(T* cell, T n) {
+    atomicAdd(cell, n);
+  }
+  template <class F>
+  SHAMISA_DEVICE void serial(F f) {
+    if (threadIdx.x == 0) f();
+    __syncthreads();
+  }
+  SHAMISA_DEVICE void sync() { __syncthreads(); }
+  template <class T>
+  SHAMISA_DEVICE T* small(int n) {
+    T* p = (T*)(fast + used);
+    used += (n * (int)sizeof(T) + 63) / 64 * 64;
+    return p;
+  }
+  template <class F>
+  SHAMISA_DEVICE void each_words(int n, uint32_t draw, Key key, F f) {
+    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) f(i, philox(key, (uint32_t)i, draw));
+    __syncthreads();
+  }
+
+ private:
+  template <class T, class Join>
+  SHAMISA_DEVICE T join(T t, Join pair) {
+    static_assert(sizeof(T) <= 8, "a reduction slot has 8 bytes");
+    T* slots = (T*)partial;
+    WarpTeam warp{(int)threadIdx.x % 32};
+    t = warp.join(t, pair);
+    if (warp.lane == 0) slots[threadIdx.x / 32] = t;
+    __syncthreads();
+    t = slots[0];
+    for (int i = 1; i < (int)blockDim.x / 32; ++i) t = pair(t, slots[i]);
+    __syncthreads();  // the slots are free again
+    return t;
+  }
+};
+#endif
+
+SHAMISA_END

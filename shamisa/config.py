@@ -1,0 +1,345 @@
+"""Configuration of a training run: one frozen dataclass, its presets, and the command line made from it.
+
+Every field states its meaning and unit once, in ``setting(...)``; ``--help`` and the checks come from there. The class defaults are the published configuration (arXiv 2603.13669); presets are instances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import subprocess
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+from .distortions import NAMES
+from .relations import GRAPHS, RelationOptions
+
+EMBEDDED = "embedded"  # the value of refs that means the photographs packaged with scikit-image and scikit-learn
+OBJECTIVE = RelationOptions()  # the published objective
+
+
+def setting(
+    default: object,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    known: tuple[str, ...] | None = None,
+    live: bool = False,
+) -> typing.Any:
+    """A field: default, meaning with unit, allowed values or range; ``known`` for the words of a tuple.
+
+    ``live`` marks the fields that may change on ``--resume`` because they cannot change the results of a step.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={"help": help, "choices": choices, "low": low, "high": high, "known": known, "live": live},
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a training run is. Raises TypeError or ValueError, naming the field, where a value does not fit."""
+
+    # data
+    refs: str = setting(EMBEDDED, "pristine photographs: a folder, a list file with one path per line, or 'embedded'")
+    batch: int = setting(2, "B, samples per step; each gives 6 pristine and 6 C L distorted images", low=1, high=4096)
+    crop: int = setting(224, "side of the square crops, pixels", low=16, high=4096)
+    pad: str = setting(
+        "zero", "around photographs that are smaller than a crop: zeros or their mirror image", choices=("zero", "reflect")
+    )
+    max_skipped: float = setting(0.5, "share of the photographs that may be unreadable before the run fails", low=0, high=1)
+    workers: int = setting(4, "loader processes; 0 loads in the training process", low=0, high=256, live=True)
+    # distortions
+    compositions: int = setting(4, "C, chains of distortions drawn per sample", low=1, high=256)
+    levels: int = setting(5, "L, severities of the varying stage of each chain", low=1, high=192)
+    max_distortions: int = setting(7, "the longest chain, stages", low=1, high=7)
+    severity: str = setting("gaussian", "how severities in 0..4 are drawn", choices=("gaussian", "uniform"))
+    continuous: bool = setting(True, "continuous severities instead of the five levels of the table")
+    order: str = setting("random", "order of the stages of a chain", choices=("random", "fixed"))
+    noise: str = setting(
+        "per_level", "random realisation: one per level or one for all", choices=("per_level", "shared")
+    )
+    rounding: str = setting("published", "which parameters are integers", choices=("published", "minimal"))
+    distortions: tuple[str, ...] = setting(
+        (), "distortions to draw from, separated by commas; none named: all 26", known=NAMES
+    )
+    backend: str = setting("auto", "kernels of the engine", choices=("auto", "native", "reference"), live=True)
+    # model
+    encoder: str = setting("torchvision/resnet50", "torchvision/resnet18|34|50, shamisa/small, or timm/NAME")
+    init: str = setting(
+        "imagenet", "first weights of the encoder: imagenet, none (random), or a .safetensors or .pth file"
+    )
+    hidden: int = setting(3072, "width of the projector's hidden layer", low=1, high=65536)
+    embedding: int = setting(768, "E, width of the embedding", low=2, high=65536)
+    # objective
+    graphs: tuple[str, ...] = setting(OBJECTIVE.graphs, "relation graphs in use, separated by commas", known=GRAPHS)
+    anchors: int = setting(OBJECTIVE.anchors, "K, anchors of the transport graph", low=2, high=65536)
+    neighbors: int = setting(
+        OBJECTIVE.neighbors, "nearest neighbours of each image in the kNN graph", low=1, high=65536
+    )
+    structural: str = setting(
+        OBJECTIVE.structural, "views that belong together", choices=("parity", "same_scale", "same_reference")
+    )
+    decay: str = setting(
+        OBJECTIVE.decay,
+        "weight of a severity gap g: exp(-3 g / 4) or 1 / (1 + g / 4)",
+        choices=("exponential", "reciprocal"),
+    )
+    dist_dist_cap: str = setting(
+        OBJECTIVE.dist_dist_cap,
+        "4096 severity pairs per batch, or per sample (better for B > 2)",
+        choices=("batch", "sample"),
+    )
+    transport_select: str = setting(
+        OBJECTIVE.transport_select,
+        "transport scores kept: the largest of all, or of each row",
+        choices=("global", "row"),
+    )
+    transport_diagonal: bool = setting(OBJECTIVE.transport_diagonal, "the unused diagonal may take transport places")
+    aggregation: str = setting(
+        OBJECTIVE.aggregation,
+        "weights of the graphs: random network, trained network, equal",
+        choices=("detached", "trained", "equal"),
+    )
+    regularizer: str = setting(
+        OBJECTIVE.regularizer,
+        "edge regulariser: a sum, divided by N / 126, or off",
+        choices=("published", "normalized", "off"),
+    )
+    halves: str = setting(
+        OBJECTIVE.halves, "rows of the two halves of variance and covariance", choices=("published", "scale")
+    )
+    variance_weight: float = setting(OBJECTIVE.variance_weight, "factor of the variance term", low=0)
+    invariance_weight: float = setting(OBJECTIVE.invariance_weight, "factor of the invariance term", low=0)
+    covariance_weight: float = setting(OBJECTIVE.covariance_weight, "factor of the covariance term", low=0)
+    # optimisation
+    epochs: float = setting(1.0, "passes over the photographs, when steps is 0", low=0)
+    steps: int = setting(0, "steps of the run; 0: by epochs", low=0, high=2**31)
+    optimizer: str = setting("sgd", "sgd (with momentum) or adamw", choices=("sgd", "adamw"))
+    lr: float = setting(1.5e-3, "learning rate at the start of a cosine", low=0)
+    momentum: float = setting(0.9, "momentum of sgd", low=0, high=1)
+    weight_decay: float = setting(1e-4, "weight decay, per step and unit of weight", low=0)
+    schedule: str = setting(
+        "restarts",
+        "learning rate: restarts (cosines of 1, 2, 4, ... epochs), cosine (one over the run), constant",
+        choices=("restarts", "cosine", "constant"),
+    )
+    eta_min: float = setting(1e-6, "learning rate at the end of a cosine", low=0)
+    warmup: int = setting(0, "steps over which the learning rate first rises linearly", low=0, high=2**31)
+    clip: float = setting(0.0, "largest norm of the gradient; 0: not clipped", low=0)
+    # precision and layout
+    precision: str = setting(
+        "auto",
+        "arithmetic of encoder and projector; auto: bfloat16 on a GPU that has it, else float16 there, float32 on a CPU",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    channels_last: bool = setting(True, "images and convolutions in channels-last memory")
+    one_pass: bool = setting(False, "pristine and distorted images pass the encoder in one call (published: in two)")
+    # run
+    seed: int = setting(0, "weights, crops, chains: everything random is a function of it", low=0, high=2**62)
+    device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N", live=True)
+    threads: int = setting(0, "CPU threads of the training process; 0: torch's own choice", low=0, high=4096, live=True)
+    checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", low=0, high=2**31, live=True)
+    keep: int = setting(2, "checkpoints kept, the newest ones", low=1, high=10**6, live=True)
+    rank_every: int = setting(
+        10, "steps between records of the effective rank of the embeddings; 0: never", low=0, high=2**31
+    )
+    demo: bool = setting(
+        False, "at the end, compare trained and untrained encoder on embedded photographs (SSIM proxy)", live=True
+    )
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, check_value(f, getattr(self, f.name)))
+        if not (self.steps or self.epochs):
+            raise ValueError("steps or epochs must be positive, got 0 for both")
+        kind, _, name = self.encoder.partition("/")
+        if kind not in ("torchvision", "timm", "shamisa") or not name:
+            raise ValueError(f"encoder must be torchvision/NAME, timm/NAME or shamisa/small, got {self.encoder!r}")
+
+    def engine_options(self) -> dict:
+        """Keyword arguments of shamisa.DistortionEngine."""
+        names = ("compositions", "levels", "max_distortions", "severity", "continuous", "order", "noise", "rounding")
+        return {n: getattr(self, n) for n in names} | {"distortions": self.distortions or None}
+
+    def loss_options(self) -> dict:
+        """Keyword arguments of shamisa.RelationLoss."""
+        names = [f.name for f in dataclasses.fields(RelationOptions) if hasattr(self, f.name)]
+        return {n: getattr(self, n) for n in names}
+
+    def learning_rate(self, step: int, steps: int, steps_per_epoch: int) -> float:
+        """The rate of step 0, 1, ... of ``steps``: a pure function, so that resuming needs no scheduler state."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / (self.warmup + 1)
+        if self.schedule == "constant":
+            return self.lr
+        position, period = step - self.warmup, max(1, steps - self.warmup)
+        if self.schedule == "restarts":
+            period = steps_per_epoch
+            while position >= period:  # cosines of 1, 2, 4, ... epochs
+                position, period = position - period, 2 * period
+        return self.eta_min + (self.lr - self.eta_min) * (1 + math.cos(math.pi * position / period)) / 2
+
+
+def check_value(f: dataclasses.Field, value: object) -> object:
+    """The value in the type of the field, or TypeError / ValueError naming field, expectation and what came."""
+    kind = type(f.default)
+    if kind is tuple and isinstance(value, list | tuple):
+        value = tuple(value)
+        if unknown := [v for v in value if v not in f.metadata["known"]]:
+            raise ValueError(
+                f"{f.name} must name some of {', '.join(f.metadata['known'])}, got {', '.join(map(str, unknown))}"
+            )
+        if len(set(value)) != len(value):
+            raise ValueError(f"{f.name} must not name anything twice, got {', '.join(value)}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{f.name} must be {kind.__name__}, got {value!r}")
+    if f.metadata["choices"] and value not in f.metadata["choices"]:
+        raise ValueError(f"{f.name} must be one of {', '.join(f.metadata['choices'])}, got {value!r}")
+    if kind in (int, float):
+        low, high = f.metadata["low"], f.metadata["high"]
+        inside = math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
+        if not inside:
+            span = f"at least {low:g}" if high is None else f"in {low:g}..{high:g}"
+            raise ValueError(f"{f.name} must be {span}, got {value!r}")
+    return value
+
+
+PAPER = Config(refs="")  # its photographs have to be named
+DEMO = Config(
+    batch=1,
+    crop=96,
+    workers=0,
+    encoder="shamisa/small",
+    init="none",
+    hidden=512,
+    embedding=256,
+    steps=200,
+    schedule="cosine",
+    channels_last=False,
+    checkpoint_every=50,
+    demo=True,
+)
+PRESETS = {"demo": DEMO, "paper": PAPER}
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+SECTIONS = {  # first field -> title of its group in --help
+    "refs": "data",
+    "compositions": "distortions",
+    "encoder": "model",
+    "graphs": "objective",
+    "epochs": "optimisation",
+    "precision": "precision and layout",
+    "seed": "run",
+}
+
+
+def _parse_tuple(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One flag per field of Config; a flag that is not given leaves no trace, so that presets and runs show through."""
+    group = parser
+    for f in dataclasses.fields(Config):
+        if f.name in SECTIONS:
+            group = parser.add_argument_group(SECTIONS[f.name])
+        flag, kind = "--" + f.name.replace("_", "-"), type(f.default)
+        values = [getattr(p, f.name) for p in PRESETS.values()]
+        shown = [",".join(v) or "all" if isinstance(v, tuple) else "none" if v == "" else str(v) for v in values]
+        default = (
+            shown[0] if len(set(shown)) == 1 else ", ".join(f"{p}: {s}" for p, s in zip(PRESETS, shown, strict=True))
+        )
+        text = f"{f.metadata['help']} [{default}]".replace("%", "%%")
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+            continue
+        options = {"choices": f.metadata["choices"]} if f.metadata["choices"] else {"metavar": kind.__name__.upper()}
+        if kind is tuple:
+            options["metavar"] = "NAMES"
+        convert = _parse_tuple if kind is tuple else kind
+        group.add_argument(flag, type=convert, default=argparse.SUPPRESS, help=text, **options)
+
+
+def given_fields(namespace: argparse.Namespace) -> dict:
+    """The fields of Config that the command line named."""
+    return {f.name: getattr(namespace, f.name) for f in dataclasses.fields(Config) if hasattr(namespace, f.name)}
+
+
+def resolve(preset: str, given: dict) -> Config:
+    """A preset with some fields replaced; ValueError for an unknown preset or a bad value."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    return dataclasses.replace(PRESETS[preset], **given)
+
+
+def resume(saved: Config, given: dict) -> Config:
+    """The configuration of a run that goes on, with the flags that may change; ValueError for the others."""
+    for f in dataclasses.fields(Config):
+        if f.name not in given or given[f.name] == getattr(saved, f.name) or f.metadata["live"]:
+            continue
+        if f.name in ("steps", "epochs") and saved.schedule != "cosine":
+            continue
+        raise ValueError(f"{f.name} of a resumed run must stay {getattr(saved, f.name)!r}, got {given[f.name]!r}")
+    return dataclasses.replace(saved, **given)
+
+
+# ---- records ---------------------------------------------------------------------------------------------------------
+def to_record(config: Config) -> dict:
+    """Plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_record(record: dict) -> Config:
+    """The inverse of ``to_record``; ValueError for unknown or missing fields (another version wrote it)."""
+    names = {f.name for f in dataclasses.fields(Config)}
+    if not isinstance(record, dict) or set(record) != names:
+        got = set(record) if isinstance(record, dict) else set()
+        raise ValueError(
+            f"config has other fields than this version: missing {sorted(names - got)}, unknown {sorted(got - names)}"
+        )
+    return Config(**record)
+
+
+def versions() -> dict:
+    """What made a run: versions of the package and its libraries, the machine, and the git commit if there is one."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from ._version import __version__
+
+    found = {"shamisa": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    for name in ("torch", "torchvision", "numpy", "pillow", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found | {"commit": git_commit()}
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package is imported from, with "+changes" where files differ; None elsewhere."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        git(
+            "ls-files", "--error-unmatch", here.name
+        )  # an installed copy inside somebody else's repository has no commit
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,238 @@
+"""Frozen features of photographs of any size: five crops at two scales, from files or tensors, with a cache.
+
+Protocol (ARNIQA, arXiv 2310.14918, and SHAMISA): the four corner crops and the central one, of the photograph and of the
+photograph at half size; the features of the two scales are concatenated crop by crop, so a photograph gives [5, 2F].
+A side shorter than the crop is continued by mirroring about its edge pixels, the photograph in the centre.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from .data.photos import PhotoError, read_photo
+from .engine import normalize
+
+CROPS, SCALES = 5, 2
+_FORMAT = 1  # of the cache: changes with anything that changes features
+
+
+def half_size(photo: Tensor) -> Tensor:
+    """uint8 [3, H, W] -> [3, ceil(H / 2), ceil(W / 2)], antialiased bicubic."""
+    height, width = ((n + 1) // 2 for n in photo.shape[1:])
+    return interpolate(photo.unsqueeze(0), (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
+
+
+def five_crops(photo: Tensor, crop: int) -> Tensor:
+    """uint8 [3, H, W] -> [5, 3, crop, crop]: top left, top right, bottom left, bottom right, centre."""
+    photo = _mirror(_mirror(photo, 1, crop), 2, crop)
+    bottom, right = (n - crop for n in photo.shape[1:])
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+    return torch.stack([photo[:, t : t + crop, left : left + crop] for t, left in corners])
+
+
+def _mirror(photo: Tensor, dim: int, size: int) -> Tensor:
+    """Continue a dimension to at least ``size`` by mirroring about the first and last pixel, as often as it takes."""
+    n = photo.shape[dim]
+    if n >= size:
+        return photo
+    position = torch.arange(size) - (size - n) // 2
+    period = max(1, 2 * (n - 1))
+    position = position.remainder(period)
+    return photo.index_select(dim, torch.minimum(position, period - position) if n > 1 else position)
+
+
+def views(photo: Tensor, crop: int) -> Tensor:
+    """uint8 [3, H, W] -> [2, 5, 3, crop, crop]: the five crops of the full and of half size."""
+    if photo.dim() != 3 or photo.shape[0] != 3 or photo.dtype != torch.uint8 or 0 in photo.shape:
+        raise ValueError(f"photo must be uint8 [3, H, W], got {photo.dtype} {list(photo.shape)}")
+    return torch.stack([five_crops(photo, crop), five_crops(half_size(photo), crop)])
+
+
+def hash_file(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, in hex; OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_encoder(encoder: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all weights and buffers, and the network's name if it has one."""
+    digest = hashlib.sha256(str(getattr(encoder, "name", "")).encode())
+    for name, t in sorted(encoder.state_dict().items()):
+        digest.update(f"|{name}|{t.dtype}|{list(t.shape)}|".encode())
+        digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Extractor:
+    """Photographs -> features [5, 2F] of a frozen encoder.
+
+    Args:
+        encoder: normalised images [N, 3, crop, crop] -> h [N, F]; moved to ``device`` and set to eval mode.
+        crop: side of the crops, pixels.
+        device: where the encoder runs.
+        batch: photographs per call of the encoder; each is ten crops.
+        workers: threads that decode. Each holds one photograph of full size, so memory is bounded by
+            ``workers`` photographs and twice ``batch`` sets of crops whatever the number of files.
+        cache: a folder for features of files, by the hashes of encoder and file; None keeps none. A cache file that cannot
+            be read counts as missing.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        crop: int = 224,
+        device: torch.device | str = "cpu",
+        batch: int = 8,
+        workers: int = 2,
+        cache: str | os.PathLike | None = None,
+    ) -> None:
+        for name, given in (("crop", crop), ("batch", batch), ("workers", workers)):
+            if not isinstance(given, int) or given < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {given!r}")
+        self.device = torch.device(device)
+        self.encoder = encoder.eval().to(self.device)
+        self.crop, self.batch, self.workers = crop, batch, workers
+        self.hash = hash_encoder(encoder)
+        self.cache = None
+        if cache is not None:
+            self.cache = Path(cache) / f"{self.hash[:16]}-c{crop}-v{_FORMAT}"
+            self.cache.mkdir(parents=True, exist_ok=True)
+
+    @torch.inference_mode()
+    def encode(self, crops: Tensor) -> Tensor:
+        """uint8 [B, 2, 5, 3, crop, crop] -> features [B, 5, 2F] float32 on the CPU.
+
+        Raises RuntimeError where the encoder gives anything but finite [N, F].
+        """
+        B = crops.shape[0]
+        h = self.encoder(normalize(crops.flatten(0, 2).to(self.device)))
+        if h.dim() != 2 or h.shape[0] != B * SCALES * CROPS:
+            raise RuntimeError(f"encoder must give [N, F] = [{B * SCALES * CROPS}, F], got {list(h.shape)}")
+        h = h.float().cpu()
+        if not bool(torch.isfinite(h).all()):
+            raise RuntimeError("encoder must give finite features, got NaN or infinity: are its weights sound?")
+        return h.view(B, SCALES, CROPS, -1).transpose(1, 2).flatten(2)
+
+    def __call__(self, photos: Sequence[Tensor]) -> Tensor:
+        """Photographs uint8 [3, H, W], of any sizes -> features [n, 5, 2F] float32 on the CPU."""
+        parts = [photos[i : i + self.batch] for i in range(0, len(photos), self.batch)]
+        return torch.cat([self.encode(torch.stack([views(p, self.crop) for p in part])) for part in parts])
+
+    def _load(self, path: str) -> tuple[Tensor | None, Tensor | None, Path | None] | PhotoError:
+        """(cached features, crops, place in the cache) of a file, one of the first two None; in a worker thread."""
+        place = None
+        if self.cache is not None:
+            try:
+                place = self.cache / f"{hash_file(path)}.safetensors"
+            except OSError as error:
+                return PhotoError(str(path), error.strerror or str(error))
+            found = _read_cached(place)
+            if found is not None:
+                return found, None, place
+        try:
+            return None, views(read_photo(path), self.crop), place
+        except PhotoError as error:
+            return error
+
+    def stream(self, paths: Iterable[str | os.PathLike]) -> Iterator[tuple[str, Tensor | PhotoError]]:
+        """Files -> (path, features [5, 2F] or the PhotoError), in the order given, in bounded memory."""
+        pending: deque[tuple[str, Future]] = deque()
+        paths = iter(paths)
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                while True:
+                    # a batch ahead, as crops, so that decoding goes on while the encoder works
+                    while len(pending) < self.batch + self.workers and (path := next(paths, None)) is not None:
+                        pending.append((os.fspath(path), pool.submit(self._load, os.fspath(path))))
+                    if not pending:
+                        return
+                    group = [pending.popleft() for _ in range(min(self.batch, len(pending)))]
+                    yield from self._finish([(path, future.result()) for path, future in group])
+            finally:
+                for _, future in pending:
+                    future.cancel()
+
+    def _finish(self, group: list[tuple]) -> Iterator[tuple[str, Tensor | PhotoError]]:
+        """Encode those of a group that have crops but no features yet, and hand out all."""
+        todo = [r for _, r in group if not isinstance(r, PhotoError) and r[0] is None]
+        encoded = iter(self.encode(torch.stack([crops for _, crops, _ in todo]))) if todo else iter(())
+        for path, result in group:
+            if isinstance(result, PhotoError):
+                yield path, result
+                continue
+            features, _, place = result
+            if features is None:
+                features = next(encoded)
+                if place is not None:
+                    _write_cached(place, features)
+            yield path, features
+
+
+def _read_cached(place: Path) -> Tensor | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(place)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def _write_cached(place: Path, features: Tensor) -> None:
+    """At once: a killed process leaves no half-written file under the final name."""
+    from safetensors.torch import save
+
+    with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".", delete=False) as file:
+        file.write(save({"features": features.contiguous()}))
+    os.replace(file.name, place)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the files that could be read."""
+
+    values: Tensor  # [n, 5, 2F] float32
+    kept: list[int]  # [n] positions in the list of files
+    failed: list[PhotoError]
+
+
+def extract(extractor: Extractor, paths: Sequence[str | os.PathLike], *, progress: bool = True, label: str = "") -> Features:
+    """Features of many files, with a progress bar on stderr. Unreadable files are left out and listed in ``failed``.
+
+    Raises ValueError where no file can be read, naming the first.
+    """
+    from tqdm import tqdm
+
+    values, kept, failed = None, [], []
+    bar = tqdm(extractor.stream(paths), total=len(paths), desc=label or "features", unit="image", disable=not progress)
+    for i, (_, result) in enumerate(bar):
+        if isinstance(result, PhotoError):
+            failed.append(result)
+            bar.set_postfix(unreadable=len(failed))
+            continue
+        if values is None:  # one allocation for all: the list and its concatenation would need twice the memory
+            values = torch.empty(len(paths), *result.shape)
+        values[len(kept)] = result
+        kept.append(i)
+    if values is None:
+        raise ValueError(f"none of the {len(paths)} files can be read, the first is {failed[0] if failed else 'missing'}")
+    return Features(values[: len(kept)], kept, failed)

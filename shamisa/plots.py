@@ -1,0 +1,93 @@
+"""Pictures of a run: curves of metrics.jsonl, a contact sheet of a real batch; of a probe: a scatter plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .engine import DistortionEngine, Plan
+from .sheet import draw_grid
+
+TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
+
+
+def loss_curves(records: list[dict], path: Path) -> None:
+    """Draw the terms of the objective, learning rate, effective rank and speed over the steps -> PNG.
+
+    records: the step records of metrics.jsonl. Thin lines are single steps, thick ones a running mean.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [
+        *((term, lambda r, term=term: r["loss"].get(term)) for term in TERMS),
+        ("gradient norm", lambda r: r.get("grad_norm")),
+        ("learning rate", lambda r: r["lr"]),
+        ("effective rank of z", lambda r: r.get("rank_z")),
+        ("images/s", lambda r: r["timing"]["images_per_s"]),
+        ("seconds of a step", lambda r: sum(r["timing"]["split"].values())),
+    ]
+    figure = Figure(figsize=(14, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, read) in zip(figure.subplots(3, 4).flat, panels, strict=True):
+        points = [(r["step"], y) for r in records if (y := read(r)) is not None]
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if not points:
+            continue
+        x, y = (torch.tensor(v, dtype=torch.float64) for v in zip(*points, strict=True))
+        axes.plot(x, y, linewidth=0.6, alpha=0.5)
+        width = max(1, len(x) // 20)
+        if width > 1:
+            axes.plot(x[width - 1 :] - (width - 1) / 2, y.unfold(0, width, 1).mean(1), linewidth=1.8)
+    figure.savefig(path, dpi=80)
+
+
+def contact_sheet(
+    references: Tensor, plan: Plan, engine: DistortionEngine, path: Path, backend: str = "auto", samples: int = 2
+) -> None:
+    """Draw what the encoder sees of a batch, with the recipe under each image -> PNG.
+
+    references [B, V, 3, H, W] uint8; of the first ``samples`` samples, one view for each composition: the pristine crop,
+    then the L levels. `>` marks the stage that varies.
+    """
+    B, C, L, D = plan.shape
+    V = references.shape[1]
+    shown = engine(references, plan, normalize=False, dtype=torch.uint8, backend=backend)
+    rows = []
+    for b in range(min(B, samples)):
+        for c in range(C):
+            view, varying = c % V, int(plan.varying[b, c])
+            tiles = [("pristine", references[b, view])]
+            for level in range(L):
+                steps = plan.recipe(b, c, level)
+                text = [f"{'>' if d == varying else ' '}{name} {value:.3g}" for d, (name, _, value) in enumerate(steps)]
+                tiles.append(("\n".join(text), shown[b, view, c, level]))
+            rows.append((f"sample {b}, view {view}, composition {c}", tiles))
+    draw_grid(rows).save(path)
+
+
+def scatter(prediction: np.ndarray, target: np.ndarray, path: Path, title: str, target_label: str = "given score") -> None:
+    """Draw target [n] over prediction [n] with the 4-parameter logistic between them -> PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from .metrics import fit_logistic, logistic
+
+    figure = Figure(figsize=(6.4, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(prediction, target, ".", markersize=4, alpha=0.5)
+    if np.ptp(prediction) > 0:
+        x = np.linspace(prediction.min(), prediction.max(), 200)
+        axes.plot(x, logistic(x, fit_logistic(prediction, target)), linewidth=1.8, label="4-parameter logistic")
+        axes.legend()
+    axes.set_title(title, fontsize=10, wrap=True)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel(target_label)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)

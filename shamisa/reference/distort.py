@@ -1,0 +1,201 @@
+"""Chains of distortions in PyTorch: the reference, and specification, of the op ``distort``.
+
+The definitions are in ``point.py``, ``filters.py``, ``spatial.py``, ``jpeg.py`` and ``jpeg2000.py``, one function each:
+``f(x [n, 3, H, W] float32 in [0, 1], value [n], key [n] int64) -> [n, 3, H, W]``. Around them stands the same frame for all:
+
+- entry: uint8 -> x / 255; floating -> clamped to [0, 1], NaN -> 0; float32 from there on;
+- ``value`` clamped to the row's ``low`` and ``high`` (NaN -> low), rounded half to even where the row is ``discrete``;
+- every result clamped to [0, 1]; an image depends on nothing but itself, its value and its key, never on the batch;
+- exit: (x - mean) / std if given, then the output dtype; uint8 is floor(255 x + .5).
+
+How exactly backends agree (largest difference from this reference, images in [0, 1], sizes 1 x 1 to 224 x 224):
+
+TOLERANCES
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..distortions import DISTORTIONS, NAMES, Distortion
+from . import color, filters, point, spatial
+
+
+def jpeg(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
+    """Quality v, 4:2:0, on trunc(255 x); see ``jpeg.py``."""
+    from .jpeg import jpeg as codec
+
+    return color.divide(codec(color.to_bytes(x), value.long()).float(), 255)
+
+
+def jpeg2000(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
+    """Compression ratio v on trunc(255 x); see ``jpeg2000.py``."""
+    from .jpeg2000 import jpeg2000 as codec
+
+    return color.divide(codec(color.to_bytes(x), value).float(), 255)
+
+
+FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "gaussian_blur": filters.gaussian_blur,
+    "lens_blur": filters.lens_blur,
+    "motion_blur": filters.motion_blur,
+    "color_diffusion": filters.color_diffusion,
+    "color_shift": spatial.color_shift,
+    "color_saturation_hsv": point.color_saturation_hsv,
+    "color_saturation_lab": point.color_saturation_lab,
+    "jpeg2000": jpeg2000,
+    "jpeg": jpeg,
+    "white_noise": point.white_noise,
+    "color_noise": point.color_noise,
+    "impulse_noise": point.impulse_noise,
+    "multiplicative_noise": point.multiplicative_noise,
+    "brighten": point.brighten,
+    "darken": point.darken,
+    "mean_shift_down": point.mean_shift,
+    "mean_shift_up": point.mean_shift,
+    "jitter": spatial.jitter,
+    "non_eccentricity_patch": spatial.non_eccentricity_patch,
+    "pixelate": spatial.pixelate,
+    "quantization": point.quantization,
+    "color_block": spatial.color_block,
+    "high_sharpen": filters.high_sharpen,
+    "linear_contrast_down": point.linear_contrast,
+    "linear_contrast_up": point.linear_contrast,
+    "nonlinear_contrast": point.nonlinear_contrast,
+}
+
+
+def apply(row: Distortion, x: Tensor, value: Tensor, key: Tensor) -> Tensor:
+    """One distortion: x [n, 3, H, W] float32 in [0, 1] (not modified), value [n], key [n] int64 -> [n, 3, H, W] float32.
+
+    Raises:
+        ValueError: an image smaller than the distortion allows.
+    """
+    _check_size(row, *x.shape[2:])
+    value = torch.where(value.isnan(), row.low, value).clamp(row.low, row.high)
+    out = FUNCTIONS[row.name](x, value.round() if row.discrete else value, key)
+    return out.clamp(0, 1)
+
+
+def chain(
+    source: Tensor,
+    index: Tensor,
+    opcode: Tensor,
+    value: Tensor,
+    key: Tensor,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """Chains of distortions, image by image: out[n] is source[index[n]] after opcode[n, 0], opcode[n, 1], ...
+
+    Args:
+        source: [S, 3, H, W] uint8 or floating, any strides, never modified.
+        index: [N] int64 in 0..S-1.
+        opcode: [N, D] int64, rows of the distortion table, -1 for no distortion, anywhere.
+        value: [N, D] float32, the raw parameters.
+        key: [N, D] int64, one key per image and stage; distortions without randomness ignore theirs.
+        mean, std: both None or 3 numbers each; the output is (x - mean) / std.
+        dtype: of the output; uint8 (without mean and std) or floating.
+        channels_last: memory format of the output.
+
+    Returns:
+        [N, 3, H, W] in ``dtype``.
+
+    Raises:
+        TypeError, ValueError: what ``check_chain`` says.
+    """
+    check_chain(source, index, opcode, value, key, mean, std, dtype)
+    codes, chosen = opcode.cpu(), index.cpu()
+    _check_content(codes, chosen, source)
+    x = source.detach()[index].contiguous()
+    x = color.divide(x.float(), 255) if x.dtype == torch.uint8 else x.float().nan_to_num(nan=0.0).clamp(0, 1)
+    for d in range(codes.shape[1]):
+        for code in codes[:, d].unique().tolist():
+            if code >= 0:
+                rows = (codes[:, d] == code).nonzero()[:, 0].to(x.device)
+                x[rows] = apply(DISTORTIONS[NAMES[code]], x[rows], value[rows, d], key[rows, d])
+    if mean is not None:
+        mean, std = (torch.tensor(t, dtype=torch.float32, device=x.device).view(3, 1, 1) for t in (mean, std))
+        x = (x - mean) / std
+    elif dtype == torch.uint8:
+        x = (x * 255 + 0.5).floor()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=layout).copy_(x)
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+def check_chain(
+    source: Tensor,
+    index: Tensor,
+    opcode: Tensor,
+    value: Tensor,
+    key: Tensor,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    dtype: torch.dtype,
+) -> None:
+    """Check the arguments of ``chain`` before any work; contents are read only of real tensors on the CPU.
+
+    Raises:
+        TypeError: a dtype other than the one expected.
+        ValueError: a shape, device, mean, std, op code, index or image size that cannot be; named, expected and got.
+    """
+    if source.dim() != 4 or source.shape[1] != 3 or source.shape[2] < 1 or source.shape[3] < 1:
+        raise ValueError(f"source must be [S, 3, H, W] with H, W >= 1, got {list(source.shape)}")
+    if source.dtype != torch.uint8 and not source.is_floating_point():
+        raise TypeError(f"source must be uint8 or floating, got {source.dtype}")
+    if index.dim() != 1:
+        raise ValueError(f"index must be [N], got {list(index.shape)}")
+    n = index.shape[0]
+    if opcode.dim() != 2 or opcode.shape[0] != n:
+        raise ValueError(f"opcode must be [N, D] = [{n}, D], got {list(opcode.shape)}")
+    for name, t, wanted in (
+        ("index", index, torch.int64),
+        ("opcode", opcode, torch.int64),
+        ("value", value, torch.float32),
+        ("key", key, torch.int64),
+    ):
+        if name in ("value", "key") and t.shape != opcode.shape:
+            raise ValueError(f"{name} must be [N, D] = {list(opcode.shape)}, got {list(t.shape)}")
+        if t.dtype != wanted:
+            raise TypeError(f"{name} must be {wanted}, got {t.dtype}")
+        if t.device != source.device:
+            raise ValueError(f"{name} must be on the device of source, {source.device}, got {t.device}")
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std must be given together, got mean={mean}, std={std}")
+    if mean is not None and std is not None:
+        for name, t in (("mean", mean), ("std", std)):
+            if len(t) != 3 or not all(math.isfinite(v) for v in t):
+                raise ValueError(f"{name} must be 3 finite numbers, got {list(t)}")
+        if not all(v > 0 for v in std):
+            raise ValueError(f"std must be positive, got {list(std)}")
+    if not (dtype.is_floating_point or (dtype == torch.uint8 and mean is None)):
+        raise TypeError(f"dtype must be floating, or uint8 without mean and std, got {dtype}")
+    # fake and functional tensors are subclasses, whose contents must not be read
+    if not torch.compiler.is_compiling() and all(type(t) is Tensor and t.device.type == "cpu" for t in (index, opcode)):
+        _check_content(opcode, index, source)
+
+
+def _check_content(opcode: Tensor, index: Tensor, source: Tensor) -> None:
+    """Op codes, indices and the sizes that the op codes need; opcode and index on the CPU."""
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < source.shape[0]:
+        raise ValueError(f"index must lie in 0..{source.shape[0] - 1}, got {index.min()}..{index.max()}")
+    if opcode.numel() == 0:
+        return
+    if not -1 <= int(opcode.min()) <= int(opcode.max()) < len(NAMES):
+        raise ValueError(f"opcode must lie in -1..{len(NAMES) - 1}, got {opcode.min()}..{opcode.max()}")
+    for code in opcode.unique().tolist():
+        if code >= 0:
+            _check_size(DISTORTIONS[NAMES[code]], *source.shape[2:])
+
+
+def _check_size(row: Distortion, height: int, width: int) -> None:
+    if min(height, width) < row.min_size:
+        least = f"{row.min_size} x {row.min_size}"
+        raise ValueError(f"images for {row.name} must be at least {least} pixels, got {height} x {width}")

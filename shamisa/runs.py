@@ -1,0 +1,415 @@
+"""Run folders: configuration, metrics, checkpoints. Nothing is pickled, and nothing half-written is ever found.
+
+    RUN/run.json         status: running, finished, interrupted or failed; steps done; message
+    RUN/config.json      the resolved configuration and the versions that made the run
+    RUN/metrics.jsonl    line 1: the same; then one record per step
+    RUN/skipped.jsonl    photographs that could not be used, and why; written only where there are some
+    RUN/checkpoint/latest                   the name of the newest checkpoint
+    RUN/checkpoint/step-00000500/model.safetensors   encoder.*, projector.*, loss.*
+                                state.safetensors   optimizer state, one tensor per parameter and kind
+                                state.json          step, configuration, scaler, size and SHA-256 of both files
+
+A checkpoint is written into a temporary folder, flushed to the disk, and renamed; then the pointer is replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .models import Encoder, load_matching
+
+FORMAT = 1  # of a checkpoint
+MODEL, STATE, INDEX = "model.safetensors", "state.safetensors", "state.json"
+STATUSES = ("running", "finished", "interrupted", "failed")
+
+
+class RunError(ValueError):
+    """A run folder or checkpoint that cannot be used, with the reason."""
+
+
+# ---- small files -----------------------------------------------------------------------------------------------------
+def _sync(path: Path) -> None:
+    """Flush a file or the entries of a folder to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders; its renames are journalled
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: readers see the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def write_json(path: Path, content: object) -> None:
+    """As ``write_text``; NaN and infinity raise ValueError, because they are not JSON."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def to_line(record: dict) -> str:
+    """One line of metrics.jsonl."""
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file; RunError if there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+# ---- the run folder --------------------------------------------------------------------------------------------------
+class Run:
+    """A run folder. ``Run.create`` makes one, ``Run.open`` finds an existing one; neither touches checkpoints."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoint"
+        self.metrics = path / "metrics.jsonl"
+
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """Raise RunError where a new run cannot be put: not a folder, or not empty."""
+        if path.exists() and not path.is_dir():
+            raise RunError(f"out must be a new or empty folder, got the file {path}")
+        if path.is_dir() and any(path.iterdir()):
+            status = read_json(path / "run.json").get("status") if (path / "run.json").is_file() else None
+            holds = (
+                f"a run that is {status} (go on with --resume {path}, or choose another)" if status else "other files"
+            )
+            raise RunError(f"out must be a new or empty folder, got {path}, which holds {holds}")
+
+    @classmethod
+    def create(cls, path: Path, header: dict) -> Run:
+        """Make the folder; ``header`` (JSON values) becomes config.json and the first line of metrics.jsonl."""
+        cls.check_new(path)
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        run.set_status("running", 0)
+        write_json(path / "config.json", header)
+        write_text(run.metrics, to_line(header))
+        run.checkpoints.mkdir()
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """An existing run; RunError where there is none."""
+        if not (path / "run.json").is_file() or not (path / "config.json").is_file():
+            raise RunError(f"{path} must be a run folder with run.json and config.json, got " + _contents(path))
+        return cls(path)
+
+    def status(self) -> dict:
+        """The content of run.json."""
+        return read_json(self.path / "run.json")
+
+    def set_status(self, status: str, step: int, message: str = "") -> None:
+        """Write run.json: status, number of steps done, and why it ended."""
+        assert status in STATUSES, status
+        write_json(self.path / "run.json", {"status": status, "step": step, "message": message})
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop the records of steps that the checkpoint does not have (``step`` of them are done) and a torn last line."""
+        kept = []
+        for line in self.metrics.read_text().splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if line.endswith("\n") and ("step" not in record or record["step"] < step):
+                kept.append(line)
+        write_text(self.metrics, "".join(kept))
+
+    def records(self) -> list[dict]:
+        """The records of the steps in metrics.jsonl."""
+        lines = self.metrics.read_text().splitlines()
+        return [r for r in map(json.loads, lines[1:]) if "step" in r]
+
+    def note_skipped(self, skipped: dict[str, str]) -> None:
+        """Add photographs that could not be used (name -> reason) to skipped.jsonl."""
+        if skipped:
+            with (self.path / "skipped.jsonl").open("a") as file:
+                file.writelines(to_line({"name": name, "reason": reason}) for name, reason in skipped.items())
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint folder, or None before the first; RunError where the pointer leads nowhere."""
+        pointer = self.checkpoints / "latest"
+        if not pointer.is_file():
+            return None
+        folder = self.checkpoints / pointer.read_text().strip()
+        if not folder.is_dir():
+            raise RunError(f"{pointer} names {folder.name}, which is not there")
+        return folder
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int) -> Path:
+        """Write the checkpoint of ``step`` steps done, point to it, and drop all but the newest ``keep``.
+
+        ``model`` has the children encoder, projector and loss; ``state`` holds further JSON values (configuration, scaler).
+        An error (a full disk) leaves the earlier checkpoints and the pointer as they were.
+        """
+        target = self.checkpoints / f"step-{step:08d}"
+        if self.latest() == target:  # no step since: the same content
+            return target
+        temporary = self.checkpoints / f".{target.name}.{os.getpid()}"
+        self.remove_temporary()
+        try:
+            temporary.mkdir()
+            about = {
+                "format": str(FORMAT),
+                "encoder": model.encoder.name,
+                "feature_dim": str(model.encoder.feature_dim),
+            }
+            save_file(_plain(model.state_dict()), temporary / MODEL, metadata=about)
+            save_file(_plain(optimizer_tensors(model, optimizer)), temporary / STATE)
+            files = {
+                n: {"bytes": (temporary / n).stat().st_size, "sha256": _sha256(temporary / n)} for n in (MODEL, STATE)
+            }
+            for name in files:
+                _sync(temporary / name)
+            index = {"format": FORMAT, "step": step, "encoder": model.encoder.name, "files": files, **state}
+            write_json(temporary / INDEX, index)
+            if target.exists():  # killed before the pointer was replaced, and resumed from an earlier one
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync(self.checkpoints)
+        write_text(self.checkpoints / "latest", target.name + "\n")
+        for old in sorted(self.checkpoints.glob("step-*"))[:-keep]:
+            if old != target:
+                shutil.rmtree(old)
+        return target
+
+    def remove_temporary(self) -> None:
+        """Remove what a killed process left half-written."""
+        for left in self.checkpoints.glob(".step-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _contents(path: Path) -> str:
+    if not path.exists():
+        return "nothing: no such file or folder"
+    if not path.is_dir():
+        return "a file"
+    names = sorted(p.name for p in path.iterdir())[:6]
+    return f"a folder with {', '.join(names)}" if names else "an empty folder"
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as {"PARAMETER|KIND": tensor}; parameters without state (no gradient yet) have none."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                found[f"{name}|{kind}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return found
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of ``optimizer_tensors``; RunError for tensors that do not fit the model."""
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for key, value in tensors.items():
+        name, _, kind = key.partition("|")
+        if name not in parameters or (value.dim() and value.shape != parameters[name].shape):
+            raise RunError(f"optimizer state {key} {list(value.shape)} does not fit any parameter of this model")
+        device = "cpu" if kind == "step" else parameters[name].device  # torch keeps step counters on the CPU
+        layout = torch.preserve_format
+        if value.dim() == 4 and parameters[name].is_contiguous(memory_format=torch.channels_last):
+            layout = torch.channels_last
+        optimizer.state[parameters[name]][kind] = (
+            value.to(device).contiguous(memory_format=layout) if value.dim() == 4 else value.to(device)
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder."""
+
+    path: Path
+    index: dict  # state.json
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.index["step"]
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        """encoder.*, projector.* and loss.*, on the CPU."""
+        return load_file(self.path / MODEL)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's state, as ``optimizer_tensors`` names it."""
+        return load_file(self.path / STATE)
+
+
+def find_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint of a run folder (its newest), a ``checkpoint`` folder or a ``step-*`` folder, its files verified.
+
+    Raises:
+        RunError: nothing there, an unfinished run without a checkpoint, or files that are missing or damaged.
+    """
+    path = Path(path)
+    if (path / INDEX).is_file():
+        folder = path
+    else:
+        run = Run(path.parent if path.name == "checkpoint" and path.is_dir() else path)
+        if not run.checkpoints.is_dir():
+            raise RunError(
+                f"checkpoint must be a run folder, a checkpoint folder or a model.safetensors file: {path} is {_contents(path)}"
+            )
+        folder = run.latest()
+        if folder is None:
+            raise RunError(f"{path} has no checkpoint yet")
+    index = read_json(folder / INDEX)
+    if (
+        index.get("format") != FORMAT
+        or not isinstance(index.get("files"), dict)
+        or not isinstance(index.get("step"), int)
+    ):
+        raise RunError(f"{folder / INDEX} must be a checkpoint of format {FORMAT}, got format {index.get('format')!r}")
+    for name, expected in index["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise RunError(f"checkpoint {folder} lacks {name}")
+        if file.stat().st_size != expected["bytes"]:
+            raise RunError(f"{file} is damaged: expected {expected['bytes']} bytes, got {file.stat().st_size}")
+        if (found := _sha256(file)) != expected["sha256"]:
+            raise RunError(f"{file} is damaged: expected SHA-256 {expected['sha256'][:16]}..., got {found[:16]}...")
+    return Checkpoint(folder, index)
+
+
+def load_encoder(path: str | Path, *, expect: str | None = None) -> Encoder:
+    """The trained encoder of a run, in eval mode on the CPU.
+
+    Args:
+        path: a run folder, its ``checkpoint`` folder, one ``step-*`` folder, or a model.safetensors file.
+        expect: the name the encoder must have, such as ``torchvision/resnet50``; None takes any.
+
+    Raises:
+        RunError: missing, unreadable or damaged, or of another architecture.
+    """
+    path = Path(path)
+    file = path if path.is_file() else find_checkpoint(path).path / MODEL
+    try:
+        with safe_open(file, framework="pt") as content:
+            about = content.metadata() or {}
+            weights = {
+                k.removeprefix("encoder."): content.get_tensor(k) for k in content.keys() if k.startswith("encoder.")
+            }
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"cannot read {file}: {error}") from None
+    name = about.get("encoder")
+    if name is None:
+        raise RunError(
+            f"{file} must be a checkpoint of shamisa (with the encoder's name inside), got another safetensors file"
+        )
+    if expect is not None and name != expect:
+        raise RunError(f"{file} must hold the encoder {expect}, got {name}")
+    try:
+        with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
+            encoder = Encoder(name)
+        load_matching(encoder, weights, f"{file} does not fit the encoder {name}")
+    except (ValueError, RuntimeError) as error:
+        raise RunError(str(error)) from None
+    return encoder.eval()
+
+
+# ---- while it runs ---------------------------------------------------------------------------------------------------
+class Stopwatch:
+    """Seconds of the parts of a step: host time on a CPU, events on a GPU, so that timing never waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.events = device.type == "cuda"
+        self.marks: list = []
+
+    def start(self) -> None:
+        self.marks = []
+        self.lap("")
+
+    def lap(self, name: str) -> None:
+        """The part ``name`` ends here."""
+        if self.events:
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        else:
+            mark = time.perf_counter()
+        self.marks.append((name, mark))
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each part since ``start``."""
+        if self.events:
+            self.marks[-1][1].synchronize()
+        pairs = zip(self.marks[:-1], self.marks[1:], strict=True)
+        return {n: round(a.elapsed_time(b) / 1000 if self.events else b - a, 6) for (_, a), (n, b) in pairs}
+
+
+class Stop:
+    """Ctrl-C and SIGTERM ask for a stop after the running step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.pid = os.getpid()
+
+    def __call__(self) -> bool:
+        return self.signal != 0
+
+    def handle(self, number: int, _) -> None:
+        if os.getpid() != self.pid:  # in a loader process, which the training process ends
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        self.signal = number
+        for n, action in self.earlier.items():
+            signal.signal(n, action)
+        print("\nstopping after this step", file=sys.stderr)
+
+    def __enter__(self) -> Stop:
+        self.earlier = {n: signal.signal(n, self.handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for n, action in self.earlier.items():
+            signal.signal(n, action)
