@@ -1,12 +1,14 @@
 """Configuration of a training run: one frozen dataclass, its presets, and the command line made from it.
 
-Every field states its meaning and unit once, in ``setting(...)``; ``--help`` and the checks come from there. The class defaults are the published configuration (arXiv 2603.13669); presets are instances.
+Every field states its meaning and unit once, in ``setting(...)``; ``--help`` and the checks come from there. The
+class defaults are the published configuration (arXiv 2603.13669); presets are instances.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import subprocess
@@ -50,9 +52,13 @@ class Config:
     batch: int = setting(2, "B, samples per step; each gives 6 pristine and 6 C L distorted images", low=1, high=4096)
     crop: int = setting(224, "side of the square crops, pixels", low=16, high=4096)
     pad: str = setting(
-        "zero", "around photographs that are smaller than a crop: zeros or their mirror image", choices=("zero", "reflect")
+        "zero",
+        "around photographs that are smaller than a crop: zeros or their mirror image",
+        choices=("zero", "reflect"),
     )
-    max_skipped: float = setting(0.5, "share of the photographs that may be unreadable before the run fails", low=0, high=1)
+    max_skipped: float = setting(
+        0.5, "share of the photographs that may be unreadable before the run fails", low=0, high=1
+    )
     workers: int = setting(4, "loader processes; 0 loads in the training process", low=0, high=256, live=True)
     # distortions
     compositions: int = setting(4, "C, chains of distortions drawn per sample", low=1, high=256)
@@ -135,7 +141,7 @@ class Config:
     # precision and layout
     precision: str = setting(
         "auto",
-        "arithmetic of encoder and projector; auto: bfloat16 on a GPU that has it, else float16 there, float32 on a CPU",
+        "arithmetic of encoder and projector; auto: bfloat16 on a GPU (float16 on older ones), float32 on a CPU",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     channels_last: bool = setting(True, "images and convolutions in channels-last memory")
@@ -310,6 +316,7 @@ def from_record(record: dict) -> Config:
     return Config(**record)
 
 
+@functools.cache
 def versions() -> dict:
     """What made a run: versions of the package and its libraries, the machine, and the git commit if there is one."""
     import platform

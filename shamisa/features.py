@@ -212,7 +212,7 @@ class Features:
 
     values: Tensor  # [n, 5, 2F] float32
     kept: list[int]  # [n] positions in the list of files
-    failed: list[PhotoError]
+    failed: dict[int, PhotoError]  # position -> why
 
 
 def extract(extractor: Extractor, paths: Sequence[str | os.PathLike], *, progress: bool = True, label: str = "") -> Features:
@@ -222,11 +222,13 @@ def extract(extractor: Extractor, paths: Sequence[str | os.PathLike], *, progres
     """
     from tqdm import tqdm
 
-    values, kept, failed = None, [], []
+    if not paths:
+        raise ValueError("paths must name at least one file, got none")
+    values, kept, failed = None, [], {}
     bar = tqdm(extractor.stream(paths), total=len(paths), desc=label or "features", unit="image", disable=not progress)
     for i, (_, result) in enumerate(bar):
         if isinstance(result, PhotoError):
-            failed.append(result)
+            failed[i] = result
             bar.set_postfix(unreadable=len(failed))
             continue
         if values is None:  # one allocation for all: the list and its concatenation would need twice the memory
@@ -234,5 +236,5 @@ def extract(extractor: Extractor, paths: Sequence[str | os.PathLike], *, progres
         values[len(kept)] = result
         kept.append(i)
     if values is None:
-        raise ValueError(f"none of the {len(paths)} files can be read, the first is {failed[0] if failed else 'missing'}")
+        raise ValueError(f"none of the {len(paths)} files can be read, the first is {failed[0]}")
     return Features(values[: len(kept)], kept, failed)

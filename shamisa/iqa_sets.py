@@ -89,7 +89,7 @@ def read_csv(
     Args:
         score_column: name of the score's column; default ``score``, ``mos`` or ``dmos``, whichever there is.
         lower_better: direction; default False, but True for a column named dmos.
-        scale: (worst or best, ...) ends of the scale, low first; default the smallest and largest score.
+        scale: ends of the scale, low first; default the smallest and largest score.
         file_column: name of the column of files; default one of ``FILE_COLUMNS``.
 
     Raises:
@@ -221,17 +221,12 @@ def _named(pattern: str, folder: str) -> Callable:
     return read
 
 
-def _csiq_text(path: Path, spec: ImageSet) -> Labels:
-    labels = _named(r"(?P<reference>\w+)\.(?P<distortion>\w+)\.\d\.png", "dst_imgs/{distortion}/")(path, spec)
-    return labels
-
-
 def _load_mat(path: Path, *names: str) -> list[np.ndarray]:
     from scipy.io import loadmat
 
     try:
         content = loadmat(path)
-    except (OSError, ValueError, NotImplementedError, TypeError) as error:
+    except Exception as error:  # scipy raises many kinds on damaged files
         raise LabelError(f"cannot read {path}: {error}") from None
     if missing := [n for n in names if n not in content]:
         found = [n for n in content if not n.startswith("__")]
@@ -266,6 +261,7 @@ def _clive_mat(path: Path, spec: ImageSet) -> Labels:
     return _labels(spec, rows, False)
 
 
+_CSIQ = _named(r"(?P<reference>\w+)\.(?P<distortion>\w+)\.\d\.png", "dst_imgs/{distortion}/")
 _KADID = _named(r"(?P<reference>I\d\d)_(?P<distortion>\d\d)_\d\d\.png", "images/")
 _TID = _named(r"(?P<reference>I\d\d)_(?P<distortion>\d\d)_\d\.bmp", "distorted_images/")
 _PLAIN = ("labels.csv", _table())  # any set, brought into our own form
@@ -279,7 +275,7 @@ SETS: dict[str, ImageSet] = {
     "csiq": ImageSet(
         "CSIQ", 866, 30, 0, 1, True,
         "dst_imgs/AWGN|BLUR|JPEG|contrast|fnoise|jpeg2000/ with 1600.AWGN.1.png ..., csiq_label.txt (or CSIQ.txt)",
-        (("csiq_label.txt", _csiq_text), ("CSIQ.txt", _listed), _PLAIN),
+        (("csiq_label.txt", _CSIQ), ("CSIQ.txt", _listed), _PLAIN),
     ),
     "tid2013": ImageSet(
         "TID2013", 3000, 25, 0, 9, False,

@@ -59,8 +59,8 @@ class Encoder(nn.Module):
     Args:
         name: ``torchvision/resnet18|34|50`` (or another of torchvision's classifiers with an ``fc`` layer),
             ``shamisa/small``, or ``timm/NAME`` where timm is installed.
-        init: "none" random weights (drawn from torch's generator), "imagenet" the published ImageNet weights (downloaded
-            by torchvision or timm), or a .safetensors or .pth file with the weights of this network.
+        init: "none" random weights (from torch's generator), "imagenet" the published ImageNet weights (downloaded by
+            torchvision or timm), or a .safetensors or .pth file with the weights of this network.
 
     Raises:
         ValueError: an unknown name, or a file that does not fit; RuntimeError: a missing library or download.
@@ -211,7 +211,7 @@ class Learner(nn.Module):
         self.one_pass = config.one_pass
 
     def embed(self, x_ref: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x_ref [B, V, 3, H, W], x [B, V, C, L, 3, H, W] -> z_ref, z_dist [..., E], h_ref, h_dist [..., F] of norm 1."""
+        """x_ref [B, V, 3, H, W], x [B, V, C, L, 3, H, W] -> z_ref, z_dist [..., E]; h_ref, h_dist [..., F], norm 1."""
         images = [x_ref.flatten(0, 1), x.flatten(0, 3)]
         if self.one_pass:
             h = self.encoder(torch.cat(images)).split([len(i) for i in images])

@@ -8,11 +8,13 @@ compiler, a unit test and a GPU all call ``torch.ops.shamisa.NAME``.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .distortions import NAMES
 from .reference import distort as reference_distort
 from .reference import relations as reference_relations
 
@@ -268,6 +270,18 @@ def _load_compiled() -> None:
 _load_compiled()
 
 
+def _reference_only() -> frozenset[int]:
+    """Op codes that the compiled kernels leave to the reference."""
+    if importlib.util.find_spec(f"{__package__}._host") is None:
+        return frozenset()
+    from ._host import catalogue
+
+    return frozenset(code for code, row in enumerate(catalogue()) if not row["native"])
+
+
+REFERENCE_ONLY = _reference_only()
+
+
 def has_kernel(op: str, device: str) -> bool:
     """Whether a compiled kernel of ``op`` for device type ``device`` ("cpu" or "cuda") is loaded."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"shamisa::{op}", {"cpu": "CPU", "cuda": "CUDA"}[device])
@@ -295,7 +309,8 @@ def run_distort(
 
     Raises:
         ValueError: an unknown backend, or what ``reference.distort.check_chain`` says.
-        RuntimeError: ``backend="native"`` and no compiled kernel for the device.
+        RuntimeError: ``backend="native"`` and no compiled kernel for the device or for one of the distortions; "auto" warns
+            of such a distortion and runs the reference.
     """
     if backend not in ("auto", "native", "reference"):
         raise ValueError(f"backend must be 'auto', 'native' or 'reference', got {backend!r}")
@@ -309,4 +324,11 @@ def run_distort(
             "run `pip install --no-build-isolation .` in the source folder with a C++ compiler"
             + (" and the CUDA toolkit of torch's CUDA version (SHAMISA_CUDA=1)" if source.device.type == "cuda" else "")
         )
+    if REFERENCE_ONLY and has_kernel("distort", source.device.type):
+        names = [NAMES[code] for code in opcode.unique().tolist() if code in REFERENCE_ONLY]
+        if names and backend == "native":
+            raise RuntimeError(f"backend='native', but {', '.join(names)} have no compiled kernel")
+        if names:
+            warnings.warn(f"{', '.join(names)} have no compiled kernel: running the reference", stacklevel=2)
+            return reference_distort.chain(*arguments)
     return torch.ops.shamisa.distort(*arguments)

@@ -40,11 +40,17 @@ def loss_curves(records: list[dict], path: Path) -> None:
         if not points:
             continue
         x, y = (torch.tensor(v, dtype=torch.float64) for v in zip(*points, strict=True))
-        axes.plot(x, y, linewidth=0.6, alpha=0.5)
+        axes.plot(x, y, linewidth=0.6, alpha=0.5, marker="." if len(x) < 50 else None)
         width = max(1, len(x) // 20)
         if width > 1:
             axes.plot(x[width - 1 :] - (width - 1) / 2, y.unfold(0, width, 1).mean(1), linewidth=1.8)
     figure.savefig(path, dpi=80)
+
+
+def enlarge(image: Tensor, width: int = 170) -> Tensor:
+    """Repeat the pixels of [3, H, W] until a line of the recipe fits below."""
+    times = -(-width // image.shape[2])
+    return image.repeat_interleave(times, 1).repeat_interleave(times, 2)
 
 
 def contact_sheet(
@@ -52,8 +58,8 @@ def contact_sheet(
 ) -> None:
     """Draw what the encoder sees of a batch, with the recipe under each image -> PNG.
 
-    references [B, V, 3, H, W] uint8; of the first ``samples`` samples, one view for each composition: the pristine crop,
-    then the L levels. `>` marks the stage that varies.
+    references [B, V, 3, H, W] uint8; of the first ``samples`` samples, one view for each composition: the pristine
+    crop, then the L levels. Small crops are enlarged by repeating pixels. `>` marks the stage that varies.
     """
     B, C, L, D = plan.shape
     V = references.shape[1]
@@ -62,16 +68,18 @@ def contact_sheet(
     for b in range(min(B, samples)):
         for c in range(C):
             view, varying = c % V, int(plan.varying[b, c])
-            tiles = [("pristine", references[b, view])]
+            tiles = [("pristine", enlarge(references[b, view]))]
             for level in range(L):
                 steps = plan.recipe(b, c, level)
                 text = [f"{'>' if d == varying else ' '}{name} {value:.3g}" for d, (name, _, value) in enumerate(steps)]
-                tiles.append(("\n".join(text), shown[b, view, c, level]))
+                tiles.append(("\n".join(text), enlarge(shown[b, view, c, level])))
             rows.append((f"sample {b}, view {view}, composition {c}", tiles))
     draw_grid(rows).save(path)
 
 
-def scatter(prediction: np.ndarray, target: np.ndarray, path: Path, title: str, target_label: str = "given score") -> None:
+def scatter(
+    prediction: np.ndarray, target: np.ndarray, path: Path, title: str, target_label: str = "given score"
+) -> None:
     """Draw target [n] over prediction [n] with the 4-parameter logistic between them -> PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -265,7 +265,7 @@ def run(given: argparse.Namespace) -> dict:
     results = {
         "labels": labels.name,
         "images": len(labels),
-        "unreadable": [{"file": labels.files[paths.index(Path(e.path))] if Path(e.path) in paths else e.path, "reason": e.reason} for e in features.failed],
+        "unreadable": [{"file": labels.files[i], "reason": e.reason} for i, e in features.failed.items()],
         "scale": {"low": labels.low, "high": labels.high, "lower_better": labels.lower_better},
         "protocol": {
             "features": f"{CROPS} crops (corners, centre) of {given.crop} px x {SCALES} scales (full, half), concatenated per crop",
@@ -283,7 +283,8 @@ def run(given: argparse.Namespace) -> dict:
     several = f"{len(splits)} x " if len(splits) > 1 else ""
     print(f"{labels.name}: {len(read)} images, {several}{splits[0].origin}, split hash {hashes[0][:16]}")
     if features.failed:
-        print(f"{len(features.failed)} of {len(labels)} images cannot be read and are left out, the first is {features.failed[0]}")
+        worst = next(iter(features.failed.values()))
+        print(f"{len(features.failed)} of {len(labels)} images cannot be read and are left out, the first is {worst}")
     print(table(rows))
     print(f"wrote {out}/results.json, predictions.csv, scatter.png, regressor.safetensors")
     return results

@@ -137,7 +137,7 @@ class Run:
         write_json(self.path / "run.json", {"status": status, "step": step, "message": message})
 
     def truncate_metrics(self, step: int) -> None:
-        """Drop the records of steps that the checkpoint does not have (``step`` of them are done) and a torn last line."""
+        """Drop the records from step ``step`` on, which the checkpoint does not have, and a torn last line."""
         kept = []
         for line in self.metrics.read_text().splitlines(keepends=True):
             try:
@@ -172,7 +172,7 @@ class Run:
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int) -> Path:
         """Write the checkpoint of ``step`` steps done, point to it, and drop all but the newest ``keep``.
 
-        ``model`` has the children encoder, projector and loss; ``state`` holds further JSON values (configuration, scaler).
+        ``model`` has the children encoder, projector and loss; ``state`` more JSON values (configuration, scaler).
         An error (a full disk) leaves the earlier checkpoints and the pointer as they were.
         """
         target = self.checkpoints / f"step-{step:08d}"
@@ -298,7 +298,8 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
         run = Run(path.parent if path.name == "checkpoint" and path.is_dir() else path)
         if not run.checkpoints.is_dir():
             raise RunError(
-                f"checkpoint must be a run folder, a checkpoint folder or a model.safetensors file: {path} is {_contents(path)}"
+                "checkpoint must be a run folder, a checkpoint folder or a model.safetensors file: "
+                f"{path} is {_contents(path)}"
             )
         folder = run.latest()
         if folder is None:

@@ -31,7 +31,9 @@ def draw_grid(rows: list[tuple[str, list[tuple[str, Tensor]]]]) -> Image.Image:
     """Rows of (title, [(caption, uint8 [3, H, W]), ...]) -> one picture; captions may have several lines."""
     lines = max(caption.count("\n") + 1 for _, tiles in rows for caption, _ in tiles)
     height, width = rows[0][1][0][1].shape[1:]
-    dx, dy = width + MARGIN, height + MARGIN + LINE * lines
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    text = max(measure.multiline_textbbox((0, 0), c, spacing=0)[2] for _, tiles in rows for c, _ in tiles)
+    dx, dy = max(width, int(text)) + MARGIN, height + MARGIN + LINE * lines
     columns = max(len(tiles) for _, tiles in rows)
     title_height = LINE + MARGIN
     sheet = Image.new("RGB", (columns * dx + MARGIN, len(rows) * (dy + title_height) + MARGIN), "white")
@@ -60,9 +62,7 @@ def levels_sheet(photo: Tensor, seed: int = 0, backend: str = "auto") -> Image.I
 def plan_sheet(photo: Tensor, plan: Plan, backend: str = "auto") -> Image.Image:
     """Every composition of a plan on one photograph, one row each, with its recipe: photo uint8 [3, H, W] -> picture."""
     B, C, L, _ = plan.shape
-    out = DistortionEngine()(
-        photo.expand(B, 1, -1, -1, -1), plan, normalize=False, dtype=torch.uint8, backend=backend
-    )
+    out = DistortionEngine()(photo.expand(B, 1, -1, -1, -1), plan, normalize=False, dtype=torch.uint8, backend=backend)
     rows = []
     for b in range(B):
         for c in range(C):
@@ -78,13 +78,19 @@ def plan_sheet(photo: Tensor, plan: Plan, backend: str = "auto") -> Image.Image:
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(prog="shamisa distort", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="shamisa distort", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("photo", type=Path, help="an image file")
     parser.add_argument("--out", type=Path, required=True, help="the picture to write (PNG)")
     parser.add_argument("--size", type=int, default=224, help="side of the central crop, pixels (default 224)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random distortions and of --compose")
-    parser.add_argument("--compose", type=int, metavar="N", help="draw N compositions at five levels instead of the sheet")
-    parser.add_argument("--plan", type=Path, metavar="FILE", help="replay a plan written by Plan.to_json (or --save-plan)")
+    parser.add_argument(
+        "--compose", type=int, metavar="N", help="draw N compositions at five levels instead of the sheet"
+    )
+    parser.add_argument(
+        "--plan", type=Path, metavar="FILE", help="replay a plan written by Plan.to_json (or --save-plan)"
+    )
     parser.add_argument("--save-plan", type=Path, metavar="FILE", help="with --compose: write the plan as JSON")
     parser.add_argument("--backend", choices=("auto", "native", "reference"), default="auto")
     given = parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """Train an encoder without labels: ``python -m shamisa.train``.
 
 Without arguments: the embedded demonstration on packaged photographs. ``--preset paper --refs FOLDER`` is the published
-configuration. One step: crops of 3 references at 2 scales -> chains of distortions -> encoder -> projector -> objective.
+configuration. One step: crops of 3 photographs at 2 scales -> chains of distortions -> encoder -> projector -> loss.
 Crops, chains and first weights are functions of the seed; on the CPU equal seeds give equal metrics bit for bit, and a
 killed run that is resumed continues as if it had never stopped.
 """
@@ -9,6 +9,7 @@ killed run that is resumed continues as if it had never stopped.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 import signal
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import config as configuration
-from . import runs
+from . import demo, plots, runs
 from .config import Config
 from .data import photos
 from .data.embedded import EmbeddedPhotos
@@ -58,6 +59,9 @@ class Trainer:
         self.precision = choose_precision(config.precision, self.device)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         check_crop(config)
+        normalize(
+            torch.zeros(1, 3, 1, 1, dtype=torch.uint8, device=self.device), backend=config.backend
+        )  # is it there?
         self.engine = DistortionEngine(**config.engine_options())
         self.references = References(
             open_photos(config.refs),
@@ -74,6 +78,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.buffers = [b for b in self.model.buffers()]
         self.step = 0  # steps done
+        self.signal = 0  # that ended the run early
 
     def images(self) -> int:
         """Images that pass the encoder in a step."""
@@ -94,7 +99,7 @@ class Trainer:
         return self.model.loss(z_ref, z_dist, h_ref, h_dist, plan), z_dist
 
     def train_step(self, crops: Tensor, watch: runs.Stopwatch) -> dict:
-        """One step on crops [B, V, 3, H, W] uint8 -> its record. Raises FloatingPointError before anything is changed."""
+        """One step on crops [B, V, 3, H, W] uint8 -> its record; FloatingPointError leaves all as it was."""
         c, step = self.config, self.step
         plan = self.engine.sample(c.batch, seed=c.seed, step=step).to(self.device, non_blocking=True)
         references = crops.to(self.device, non_blocking=True)
@@ -165,7 +170,9 @@ class Trainer:
                 except RuntimeError as error:  # too many photographs cannot be read, or Ctrl-C also reached the workers
                     if stop():
                         break
-                    raise TrainingError(f"step {self.step}: {error}; last good checkpoint: {last_checkpoint(run)}") from error
+                    raise TrainingError(
+                        f"step {self.step}: {error}; last good checkpoint: {last_checkpoint(run)}"
+                    ) from error
                 watch.lap("data")
                 try:
                     record = self.train_step(crops, watch)
@@ -275,11 +282,15 @@ def prepare(
         trainer = Trainer(config, quiet)
         return trainer, runs.Run.create(out, header(config))
     run = runs.Run.open(resume)
+    saved = configuration.from_record(runs.read_json(run.path / "config.json").get("config"))
+    configuration.resume(saved, dataclasses.asdict(config))
     trainer = Trainer(config, quiet)
     if run.latest() is not None:
         trainer.load(runs.find_checkpoint(resume))
     if trainer.step > trainer.steps:
         raise ValueError(f"steps must be at least the {trainer.step} that {resume} has done, got {trainer.steps}")
+    if run.status()["status"] == "finished" and trainer.step == trainer.steps:
+        raise ValueError(f"resume must be a run with steps to do, got {resume}, which finished all {trainer.steps}")
     run.remove_temporary()
     run.truncate_metrics(trainer.step)
     run.set_status("running", trainer.step)
@@ -295,6 +306,7 @@ def execute(trainer: Trainer, run: runs.Run) -> str:
     try:
         with runs.Stop() as stop:
             status = trainer.fit(run, stop)
+            trainer.signal = stop.signal
             message = f"stopped by {signal.Signals(stop.signal).name}" if stop.signal else ""
         if status == "finished":
             status = "failed"  # until the last picture is there
@@ -329,15 +341,14 @@ def describe(trainer: Trainer, run: runs.Run) -> str:
     c = trainer.config
     return (
         f"{run.path}: {c.encoder} ({sum(p.numel() for p in trainer.model.encoder.parameters()) / 1e6:.2f} M) on "
-        f"{trainer.device}, {str(trainer.precision).removeprefix('torch.')}; {len(trainer.references.source)} photographs; "
+        f"{trainer.device}, {str(trainer.precision).removeprefix('torch.')}; "
+        f"{len(trainer.references.source)} photographs; "
         f"steps {trainer.step}..{trainer.steps}, {trainer.images()} images of {c.crop} px each"
     )
 
 
 def finish(trainer: Trainer, run: runs.Run) -> None:
     """Pictures, the summary of times, and for the demonstration the comparison of trained and untrained encoder."""
-    from . import plots
-
     records = run.records()
     plots.loss_curves(records, run.path / "curves.png")
     last = max(0, trainer.steps - 1)
@@ -347,9 +358,10 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
     if not trainer.quiet and records:
         print(time_table(records))
     if trainer.config.demo:
-        from .demo import compare
-
-        compare(Learner(trainer.config).encoder, trainer.model.encoder, run.path / "demo.json")
+        config = trainer.config
+        untrained = Learner(config).encoder.to(trainer.device)
+        options = {"crop": min(config.crop, 224), "backend": config.backend}  # 224 fits into every held-out photograph
+        demo.compare(untrained, trainer.model.encoder, run.path / "demo.json", **options)
 
 
 def time_table(records: list[dict]) -> str:
@@ -405,8 +417,11 @@ def main(argv: list[str] | None = None) -> int:
     except TrainingError as error:
         print(f"shamisa train: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # a second one, or one while the pictures are drawn
+        print(f"shamisa train: interrupted; go on with --resume {run.path}", file=sys.stderr)
+        return 128 + signal.SIGINT
     print(f"{status}: {run.path}")
-    return 0 if status == "finished" else 128 + signal.SIGINT
+    return 0 if status == "finished" else 128 + trainer.signal
 
 
 if __name__ == "__main__":

@@ -341,7 +341,7 @@ def test_dead_leaves_have_natural_statistics():
     gradient = (x[..., 1:] - x[..., :-1]).flatten()
     kurtosis = gradient.pow(4).mean() / gradient.square().mean() ** 2
     assert kurtosis > 6, kurtosis  # edges: heavy tails, a Gaussian has 3
-    assert (gradient == 0).float().mean() < 0.35  # textured, not flat discs
+    assert (gradient == 0).float().mean() < 0.13  # textured: without its texture 0.20
     assert x.std((1, 2, 3)).min() > 25 and 60 < x.mean() < 160
 
 
@@ -422,13 +422,13 @@ def test_crop_positions_are_independent_and_cover_the_photo():
         def __getitem__(self, i):
             return photo
 
-    refs = References(Ramp(1), batch_size=200, seed=1, crop=crop, references=2, scales=(1.0,))
+    refs = References(Ramp(1), batch_size=200, seed=1, crop=crop, references=2, scales=(1.0, 1.0))
     corner = refs.batch(0)[0][:, :, 0, 0, 0].long()
     rows, columns = corner // width, corner % width
     assert set(rows.flatten().tolist()) == set(range(height - crop + 1))
     assert set(columns.flatten().tolist()) == set(range(width - crop + 1))
-    table = torch.stack((rows.flatten(), columns.flatten(), rows.flip(1).flatten())).double()
-    assert torch.corrcoef(table).triu(1).abs().max() < 0.2
+    table = torch.cat((rows, columns), 1).T.double()  # rows and columns of 4 views, over 200 samples
+    assert torch.corrcoef(table).triu(1).abs().max() < 0.3
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -462,7 +462,6 @@ def test_loader_workers_and_resume(tmp_path, workers, context, starts):
     write_folder(tmp_path)
     (tmp_path / "bad.png").write_text("text")
     expected = {step: folder_references(tmp_path).batch(step) for step in range(6)}
-    reason = "is not an image that Pillow can read"
     for start in starts:
         refs = folder_references(tmp_path)
         items = list(refs.loader(start, 6, workers=workers, context=context))
@@ -470,9 +469,7 @@ def test_loader_workers_and_resume(tmp_path, workers, context, starts):
         for step, crops, _ in items:
             assert_close(crops, expected[step][0], rtol=0, atol=0)
         seen = [name for _, _, skipped in items for name in skipped]
-        assert seen == ["bad.png"] and refs.skipped == {
-            "bad.png": expected[3][1].get("bad.png", refs.skipped["bad.png"])
-        }
+        assert seen == ["bad.png"] and refs.skipped == {"bad.png": "is not an image that Pillow can read"}
 
 
 def test_world_sizes_share_the_global_batch(tmp_path):

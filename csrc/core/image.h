@@ -30,8 +30,6 @@ SHAMISA_HD int64_t taken(int64_t n) {
   return (n * (int64_t)sizeof(T) + 63) / 64 * 64;
 }
 
-enum class DType : int { u8, f16, bf16, f32, f64 };
-
 SHAMISA_HD float float_of_half(uint16_t h) {
   const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, rest = h & 0x7fffu;
   if (rest >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
@@ -80,15 +78,4 @@ struct F64 {
   SHAMISA_HD static float read(double x) { return (float)x; }
   SHAMISA_HD static double write(float x) { return (double)x; }
 };
-template <class F>
-SHAMISA_HD void with_type(DType type, F f) {
-  switch (type) {
-    case DType::u8: return f(U8{});
-    case DType::f16: return f(F16{});
-    case DType::bf16: return f(BF16{});
-    case DType::f32: return f(F32{});
-    case DType::f64: return f(F64{});
-  }
-}
-
 SHAMISA_END

@@ -182,4 +182,41 @@ SHAMISA_HD double log_of(double x) {
 // x^p for x >= 0
 SHAMISA_HD double power(double x, double p) { return x > 0 ? exp_of(p * log_of(x)) : (p == 0 ? 1. : 0.); }
 
+// nearest integer, ties to even, |x| < 2^51
+SHAMISA_HD int round_even_int(double x) {
+  const double magic = 6755399441055744.;  // 1.5 * 2^52
+  return (int)((x + magic) - magic);
+}
+SHAMISA_HD int ceil_int(double x) {  // |x| < 2^31
+  const int i = (int)x;
+  return i + (x > (double)i ? 1 : 0);
+}
+SHAMISA_HD int absolute_int(int i) { return i < 0 ? -i : i; }
+// sin and cos of 2 pi turn, |turn| <= 4, by their series on an eighth; error 1e-15
+SHAMISA_HD void sincos_turn(double turn, double& s, double& c) {
+  const int quarters = round_even_int(turn * 4);
+  const double r = (turn * 4 - quarters) * 1.57079632679489661923;
+  double sine = 0, cosine = 0, term = 1;
+  for (int i = 0; i < 20; i += 2) {
+    const double sign = i & 2 ? -1. : 1.;
+    cosine += sign * term;
+    term *= r / (i + 1);
+    sine += sign * term;
+    term *= r / (i + 2);
+  }
+  const int q = quarters & 3;
+  s = q == 0 ? sine : q == 1 ? cosine : q == 2 ? -sine : -cosine;
+  c = q == 0 ? cosine : q == 1 ? -sine : q == 2 ? -cosine : sine;
+}
+// arcsine of x in [0, 1] by its series below 1/2; error 1e-15
+SHAMISA_HD double arcsine(double x) {
+  const double t = x > 0.5 ? square_root((1 - x) * 0.5) : x;
+  double term = t, sum = t;
+  for (int n = 1; n < 26; ++n) {
+    term *= t * t * (2 * n - 1) / (2 * n);
+    sum += term / (2 * n + 1);
+  }
+  return x > 0.5 ? 1.57079632679489661923 - 2 * sum : sum;
+}
+
 SHAMISA_END

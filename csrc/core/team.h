@@ -30,6 +30,7 @@ SHAMISA_BEGIN
 constexpr int small_bytes = 32 * 1024;  // of fast memory for one stage
 
 // ---- CPU -------------------------------------------------------------------------------------------------------------
+#if !defined(__CUDACC__)
 struct ThreadTeam {
   unsigned char* fast;  // [small_bytes], aligned to 64
   int used = 0;
@@ -134,6 +135,7 @@ struct ThreadTeam {
     return partial[0];
   }
 };
+#endif
 
 // ---- CUDA, and its emulation -----------------------------------------------------------------------------------------
 #if defined(__CUDACC__) || defined(SHAMISA_EMULATE)

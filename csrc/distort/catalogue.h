@@ -9,15 +9,15 @@ SHAMISA_BEGIN
 // name, low, high: limits of the parameter; discrete: it is rounded; min_size: smallest height and width; native: chain.h has
 // it. In the order of the op codes.
 #define SHAMISA_DISTORTIONS(ROW)                          \
-  ROW(gaussian_blur, 0, 16, 0, 1, 0)                      \
-  ROW(lens_blur, 0, 16, 0, 1, 0)                          \
-  ROW(motion_blur, 1, 32, 0, 1, 0)                        \
-  ROW(color_diffusion, 0, 16, 0, 1, 0)                    \
-  ROW(color_shift, 0, 64, 0, 1, 0)                        \
+  ROW(gaussian_blur, 0, 16, 0, 1, 1)                      \
+  ROW(lens_blur, 0, 16, 0, 1, 1)                          \
+  ROW(motion_blur, 1, 32, 0, 1, 1)                        \
+  ROW(color_diffusion, 0, 16, 0, 1, 1)                    \
+  ROW(color_shift, 0, 64, 0, 1, 1)                        \
   ROW(color_saturation_hsv, -4, 4, 0, 1, 1)               \
   ROW(color_saturation_lab, 0, 16, 0, 1, 1)               \
-  ROW(jpeg2000, 1, 1000, 0, 1, 0)                         \
-  ROW(jpeg, 1, 100, 1, 1, 0)                              \
+  ROW(jpeg2000, 1, 1000, 0, 1, 1)                         \
+  ROW(jpeg, 1, 100, 1, 1, 1)                              \
   ROW(white_noise, 0, 1, 0, 1, 1)                         \
   ROW(color_noise, 0, 1, 0, 1, 1)                         \
   ROW(impulse_noise, 0, 1, 0, 1, 1)                       \
@@ -26,12 +26,12 @@ SHAMISA_BEGIN
   ROW(darken, 0, 2, 0, 1, 1)                              \
   ROW(mean_shift_down, -1, 1, 0, 1, 1)                    \
   ROW(mean_shift_up, -1, 1, 0, 1, 1)                      \
-  ROW(jitter, 0, 64, 0, 1, 0)                             \
-  ROW(non_eccentricity_patch, 0, 1000, 1, 48, 0)          \
-  ROW(pixelate, 0, 0.9, 0, 1, 0)                          \
+  ROW(jitter, 0, 64, 0, 1, 1)                             \
+  ROW(non_eccentricity_patch, 0, 1000, 1, 48, 1)          \
+  ROW(pixelate, 0, 0.9, 0, 1, 1)                          \
   ROW(quantization, 2, 256, 1, 1, 1)                      \
-  ROW(color_block, 0, 1000, 1, 32, 0)                     \
-  ROW(high_sharpen, 0, 64, 0, 1, 0)                       \
+  ROW(color_block, 0, 1000, 1, 32, 1)                     \
+  ROW(high_sharpen, 0, 64, 0, 1, 1)                       \
   ROW(linear_contrast_down, -1, 1, 0, 1, 1)               \
   ROW(linear_contrast_up, -1, 1, 0, 1, 1)                 \
   ROW(nonlinear_contrast, 0, 1, 0, 1, 1)
@@ -44,7 +44,6 @@ enum Opcode : int {
 };
 
 struct Row {
-  const char* name;
   float low, high;
   bool discrete;
   int min_size;
@@ -55,11 +54,21 @@ struct Row {
 SHAMISA_HD Row row_of(int opcode) {
   switch (opcode) {
 #define SHAMISA_ROW(name, low, high, discrete, min_size, native) \
-  case op_##name: return {#name, (float)low, (float)high, discrete != 0, min_size, native != 0};
+  case op_##name: return {(float)low, (float)high, discrete != 0, min_size, native != 0};
     SHAMISA_DISTORTIONS(SHAMISA_ROW)
 #undef SHAMISA_ROW
   }
-  return {nullptr, 0.f, 0.f, false, 0, false};
+  return {0.f, 0.f, false, 0, false};
+}
+
+inline const char* name_of(int opcode) {
+  switch (opcode) {
+#define SHAMISA_ROW(name, low, high, discrete, min_size, native) \
+  case op_##name: return #name;
+    SHAMISA_DISTORTIONS(SHAMISA_ROW)
+#undef SHAMISA_ROW
+  }
+  return nullptr;
 }
 
 // the parameter as a kernel uses it: inside the limits (NaN counts as low), rounded half to even where it is discrete

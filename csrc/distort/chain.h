@@ -1,45 +1,54 @@
 // The interpreter: one image through its chain of distortions, written once for every team.
 #pragma once
 
+#include "batch.h"
 #include "catalogue.h"
+#include "filter.h"
+#include "jpeg.h"
+#include "jpeg2000.h"
 #include "noise.h"
 #include "point.h"
+#include "spatial.h"
 
 SHAMISA_BEGIN
-
-// Arguments of the distort op (see shamisa/ops.py): out[n] = chain n of source[index[n]]. Pointers in the team's memory.
-struct Batch {
-  const void* source;  // [S, 3, H, W] of source_type, any strides
-  DType source_type;
-  int64_t source_stride[4];  // in elements
-  const int64_t* index;      // [N], in 0..S-1
-  const int64_t* opcode;     // [N, D], -1: no stage
-  const float* value;        // [N, D]
-  const int64_t* key;        // [N, D]
-  void* out;                 // [N, 3, H, W] of out_type, contiguous or channels_last
-  DType out_type;
-  bool channels_last, normalize;
-  float mean[3], std[3];  // used if normalize
-  int64_t S, N;
-  int D, H, W;
-};
 
 // ---- the op codes: two switches, in the order of the table -----------------------------------------------------------
 // Bytes of Scratch that an op uses, for the launcher, which allocates the largest of the ops it may meet.
 SHAMISA_HD int64_t op_scratch(int opcode, int H, int W) {
-  (void)H, (void)W;
   switch (opcode) {
+    case op_jpeg2000: return jpeg2000_scratch(H, W);
+    case op_gaussian_blur: return gaussian_blur_scratch(H, W);
+    case op_lens_blur: return lens_blur_scratch(H, W);
+    case op_motion_blur: return motion_blur_scratch(H, W);
+    case op_color_diffusion: return color_diffusion_scratch(H, W);
+    case op_color_shift: return color_shift_scratch(H, W);
+    case op_jpeg: return jpeg_scratch(H, W);
+    case op_jitter: return jitter_scratch(H, W);
+    case op_pixelate: return pixelate_scratch(H, W);
+    case op_high_sharpen: return high_sharpen_scratch(H, W);
     default: return 0;
   }
+}
+
+SHAMISA_HD void swap(Image& a, Image& b) {
+  const Image t = a;
+  a = b;
+  b = t;
 }
 
 // One stage: image is changed in place, or written to other and the two exchanged.
 template <class Team>
 SHAMISA_OP void apply(Team& team, int opcode, Image& image, Image& other, Scratch scratch, float value, Key key) {
-  (void)other, (void)scratch;
   switch (opcode) {
+    case op_gaussian_blur: gaussian_blur(team, image, scratch, value); break;
+    case op_lens_blur: lens_blur(team, image, scratch, value); break;
+    case op_motion_blur: motion_blur(team, image, scratch, value, key); break;
+    case op_color_diffusion: color_diffusion(team, image, scratch, value); break;
+    case op_color_shift: color_shift(team, image, scratch, value, key); break;
     case op_color_saturation_hsv: color_saturation_hsv(team, image, value); break;
     case op_color_saturation_lab: color_saturation_lab(team, image, value); break;
+    case op_jpeg2000: jpeg2000(team, image, scratch, value); break;
+    case op_jpeg: jpeg(team, image, scratch, value); break;
     case op_white_noise: white_noise(team, image, value, key); break;
     case op_color_noise: color_noise(team, image, value, key); break;
     case op_impulse_noise: impulse_noise(team, image, value, key); break;
@@ -48,20 +57,32 @@ SHAMISA_OP void apply(Team& team, int opcode, Image& image, Image& other, Scratc
     case op_darken: darken(team, image, value); break;
     case op_mean_shift_down:
     case op_mean_shift_up: mean_shift(team, image, value); break;
+    case op_jitter: jitter(team, image, scratch, value, key); break;
+    case op_non_eccentricity_patch: non_eccentricity_patch(team, image, value, key); break;
+    case op_pixelate:
+      pixelate(team, image, other, scratch, value);
+      swap(image, other);
+      break;
     case op_quantization: quantization(team, image, value); break;
+    case op_color_block: color_block(team, image, value, key); break;
+    case op_high_sharpen: high_sharpen(team, image, scratch, value); break;
     case op_linear_contrast_down:
     case op_linear_contrast_up: linear_contrast(team, image, value); break;
     case op_nonlinear_contrast: nonlinear_contrast(team, image, value); break;
-    // an op that reads one image and writes the other:
-    //   case op_jitter: jitter(team, image, other, scratch, value, key); swap(image, other); break;
   }
   team.used = 0;
 }
 
-SHAMISA_HD void swap(Image& a, Image& b) {
-  const Image t = a;
-  a = b;
-  b = t;
+// f(tag) with the tag of core/image.h
+template <class F>
+SHAMISA_HD void with_type(DType type, F f) {
+  switch (type) {
+    case DType::u8: return f(U8{});
+    case DType::f16: return f(F16{});
+    case DType::bf16: return f(BF16{});
+    case DType::f32: return f(F32{});
+    case DType::f64: return f(F64{});
+  }
 }
 
 // ---- entry, stages, exit ---------------------------------------------------------------------------------------------

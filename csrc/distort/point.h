@@ -38,10 +38,11 @@ SHAMISA_OP void mean_shift(Team& team, Image image, float value) {
 template <class Team>
 SHAMISA_OP void linear_contrast(Team& team, Image image, float value) {
   float* x = image.data;
-  const float b = -(0.05f + 0.25f * value) / 0.042f, a = 1.f - 0.25f * b;
+  const double k = (0.05 + (double)value / 4) / 0.042;
+  const float a = (float)(1 + k / 4), b = (float)-k;
   team.each(image.samples(), [=](int i) {
     const float t = x[i] - 0.5f;
-    x[i] = clamp01(0.5f + t * (a + b * (t * t)));
+    x[i] = clamp01(t * (a + b * (t * t)) + 0.5f);
   });
 }
 

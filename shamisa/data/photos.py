@@ -231,7 +231,7 @@ class PhotoFolder(PhotoFiles):
         if not names:
             found = f"{sum(others.values())} other files" if others else "no files"
             endings = ", ".join(f"{n} {e or 'without ending'}" for e, n in sorted(others.items())[:8])
-            closed = "".join(f"; {name or 'the folder itself'}: {reason}" for name, reason in unlisted.items())
+            closed = "".join(f"; {name}: {reason}" for name, reason in unlisted.items())
             raise ValueError(
                 f"folder must hold photographs ({' '.join(extensions)}), "
                 f"found {found}{f' ({endings})' if endings else ''} in {os.fspath(root)!r}{closed}"

@@ -43,8 +43,8 @@ class References:
     reference: with the defaults 0..2 are the three photographs at full scale, 3..5 the same three at half scale.
 
     A photograph at scale s < 1 has round(s * W) x round(s * H) pixels, made by Pillow's antialiased bicubic filter,
-    rows first, then columns, 8 bits between (only the part needed is computed). Where it is smaller than the crop it lies at a random place in it, surrounded by
-    zeros or by its reflection.
+    rows first, then columns, 8 bits between (only the part needed is computed). Where it is smaller than the crop it
+    lies at a random place in it, surrounded by zeros or by its reflection.
 
     A photograph that fails (``PhotoError``) is replaced by the next attempt at the same address, uniformly among those
     that the sample has not tried.
@@ -328,7 +328,7 @@ def _shrink(photo: Tensor, scale: float, rows: _Span, columns: _Span) -> Tensor:
         shape.append(span.source.stop - span.source.start)
     pixels = np.ascontiguousarray(photo[:, region[0], region[1]].permute(1, 2, 0).numpy())
     (top, bottom), (left, right) = box
-    # one direction a call: in one call Pillow's version and the size decide which comes first, and that can move a level
+    # one direction a call: in one call the size decides which comes first, and that can move a level
     lines = Image.fromarray(pixels).resize((shape[1], len(pixels)), _FILTER, box=(left, 0, right, len(pixels)))
     small = lines.resize((shape[1], shape[0]), _FILTER, box=(0, top, shape[1], bottom))
     return torch.from_numpy(np.array(small)).permute(2, 0, 1)

@@ -63,16 +63,16 @@ def each_image(f, x: Tensor, *parameters: Tensor) -> Tensor:
 
 # ---- other kernels ---------------------------------------------------------------------------------------------------
 def correlate(x: Tensor, taps: list[list[float]]) -> Tensor:
-    """[..., H, W] with the square taps [2r+1][2r+1], row by row; zero taps are left out."""
+    """[..., H, W] with the square taps [2r+1][2r+1], in float64; zero taps are left out."""
     r = len(taps) // 2
-    total = None
+    x, total = x.double(), None
     for dy, row in enumerate(taps, -r):
         line = shifted(x, dy, 0)
         for dx, t in enumerate(row, -r):
             if t:
                 term = t * shifted(line, 0, dx)
                 total = term if total is None else total + term
-    return total
+    return total.float()
 
 
 def _normalised(taps: list[list[float]]) -> list[list[float]]:

@@ -134,7 +134,8 @@ def edge_mask(image: Tensor) -> Tensor:
     y = color.luma(image.unsqueeze(0))[0]
     dy = (shifted(y, 1, 0) - shifted(y, -1, 0)) * 0.5
     dx = (shifted(y, 0, 1) - shifted(y, 0, -1)) * 0.5
-    e = gaussian((dy * dy + dx * dx).sqrt(), 4.0, 8)
+    # float64, because torch's float32 square root is not always the nearest float
+    e = gaussian((dy * dy + dx * dx).double().sqrt().float(), 4.0, 8)
     low, high = e.min(), e.max()
     if low == high:
         return torch.zeros_like(e)

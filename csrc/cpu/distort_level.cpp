@@ -1,0 +1,45 @@
+// The chain of distortions on the CPU: a team is the calling thread. Compiled once per x86-64 level; see levels.h.
+#include "../distort/chain.h"
+#include "levels.h"
+
+SHAMISA_BEGIN
+namespace {
+
+int64_t distort_bytes(int H, int W, const bool* present) {
+  return team_bytes(H, W, [=](int code) { return present[code]; });
+}
+
+void distort(const Batch& batch, int64_t n, unsigned char* memory) {
+  alignas(64) unsigned char fast[small_bytes];
+  ThreadTeam team(fast);
+  run_chain(team, batch, n, memory);
+}
+
+void apply_one(int opcode, float* data, int H, int W, float value, uint64_t key, unsigned char* memory) {
+  alignas(64) unsigned char fast[small_bytes];
+  ThreadTeam team(fast);
+  Scratch scratch{memory};
+  Image image{scratch.take<float>(3 * (int64_t)H * W), H, W};
+  Image other{scratch.take<float>(3 * (int64_t)H * W), H, W};
+  for (int i = 0; i < image.samples(); ++i) image.data[i] = data[i];
+  apply(team, opcode, image, other, scratch, parameter(row_of(opcode), value), key);
+  for (int i = 0; i < image.samples(); ++i) data[i] = image.data[i];
+}
+
+void philox_words(uint64_t key, const uint32_t* counter, uint32_t* words) {
+  const Words w = philox(key, counter[0], counter[1], counter[2], counter[3]);
+  words[0] = w.x, words[1] = w.y, words[2] = w.z, words[3] = w.w;
+}
+
+}  // namespace
+SHAMISA_END
+
+#define SHAMISA_TEXT_(x) #x
+#define SHAMISA_TEXT(x) SHAMISA_TEXT_(x)
+#define SHAMISA_PASTE_(a, b) a##b
+#define SHAMISA_PASTE(a, b) SHAMISA_PASTE_(a, b)
+namespace shamisa {
+extern const Kernels SHAMISA_PASTE(kernels_, SHAMISA_LEVEL);
+const Kernels SHAMISA_PASTE(kernels_, SHAMISA_LEVEL) = {SHAMISA_TEXT(SHAMISA_LEVEL), distort_bytes, distort, apply_one,
+                                                        philox_words};
+}  // namespace shamisa

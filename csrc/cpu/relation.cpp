@@ -1,0 +1,318 @@
+// CPU kernels of the relation ops (schemas: shamisa/ops.py; what they compute: shamisa/reference/relations.py).
+//
+// Thin: tensors become pointers, loops run on torch's threads, the arithmetic is csrc/relation compiled per x86-64 level.
+// Results do not depend on the number of threads: each output is written by one task, and choices follow a total order.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "../relation/graph.h"
+#include "../relation/neighbors.h"
+#include "../relation/transport.h"
+#include "levels.h"
+
+namespace shamisa {
+
+#if defined(SHAMISA_X86)
+RelationLevel relation_v2();
+RelationLevel relation_v3();
+RelationLevel relation_v4();
+#else
+RelationLevel relation_any();
+#endif
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+const RelationLevel& level() {
+  static const RelationLevel chosen = [] {
+#if defined(SHAMISA_X86)
+    switch (shamisa::kernels().level[1]) {
+      case '4': return relation_v4();
+      case '3': return relation_v3();
+    }
+    return relation_v2();
+#else
+    return relation_any();
+#endif
+  }();
+  return chosen;
+}
+
+template <class T>
+const RelationKernels<T>& kernels();
+template <>
+const RelationKernels<float>& kernels<float>() {
+  return level().f32;
+}
+template <>
+const RelationKernels<double>& kernels<double>() {
+  return level().f64;
+}
+
+template <class T>
+constexpr ScalarType type_of = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+
+ScalarType compute_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+Tensor dense(const Tensor& x, ScalarType type) {
+  const Tensor y = x.scalar_type() == type ? x : torch::stable::to(x, type);
+  return torch::stable::contiguous(y);
+}
+Tensor back(const Tensor& x, ScalarType type) { return x.scalar_type() == type ? x : torch::stable::to(x, type); }
+Tensor make(std::initializer_list<int64_t> size, ScalarType type) {
+  return torch::stable::empty({size.begin(), size.size()}, type);
+}
+template <class T>
+T* data(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+template <class T>
+const T* read(const Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+
+// f(T{}) with T = float or double
+template <class F>
+auto with_type(ScalarType type, F f) {
+  return type == ScalarType::Double ? f(double{}) : f(float{});
+}
+
+constexpr int64_t work = 1 << 15;  // multiplications worth a thread
+template <class F>
+void parallel(int64_t n, int64_t cost, F f) {
+  if (n > 0) torch::stable::parallel_for(0, n, cost < work ? work / cost + 1 : 1, f);
+}
+
+void check_index(const int64_t* index, int64_t M, int64_t N, const char* name) {
+  bool good = true;
+  for (int64_t e = 0; e < M; ++e) good &= index[e] >= 0 && index[e] < N;
+  STD_TORCH_CHECK(good, name, " must be in 0..", N - 1);
+}
+
+// ---- neighbours ------------------------------------------------------------------------------------------------------
+std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
+  STD_TORCH_CHECK(h.dim() == 2 && h.size(0) > k && k >= 1, "h must be [N, F] with N > k = ", k);
+  const int64_t N = h.size(0), F = h.size(1);
+  const Tensor x = dense(h, compute_type(h));
+  const Tensor distance = make({N, k}, compute_type(h)), neighbor = make({N, k}, ScalarType::Long);
+  const Tensor mutual = make({N, k}, ScalarType::Bool);
+  with_type(compute_type(h), [&](auto t) {
+    using T = decltype(t);
+    const RelationKernels<T>& run = kernels<T>();
+    const int candidates = (int)(k + neighbor_margin < N - 1 ? k + neighbor_margin : N - 1);
+    const int64_t panels = (N + run.panel_rows - 1) / run.panel_rows;
+    const Tensor packed = make({panels * run.panel_rows * F}, type_of<T>), norm = make({N}, type_of<T>);
+    const Tensor key = make({N, candidates}, type_of<T>), row = make({N, candidates}, ScalarType::Int);
+    const Neighbors<T> g = {read<T>(x), N, F, (int)k, candidates, data<T>(packed), data<T>(norm), data<T>(key), data<int32_t>(row)};
+    parallel(panels, run.panel_rows * F, [&](int64_t a, int64_t b) { run.pack(g.h, N, F, a, b, g.packed); });
+    parallel(N, F, [&](int64_t a, int64_t b) { run.neighbors_begin(g, a, b); });
+    const int64_t blocks = blocks_of(N);
+    for (int64_t round = -1; round < rounds_of(blocks); ++round)
+      parallel(round < 0 ? blocks : pairs_of(blocks), block_rows * block_rows * F, [&](int64_t a, int64_t b) {
+        std::vector<T> scratch(block_rows * block_rows);
+        for (int64_t pair = a; pair < b; ++pair) {
+          int64_t one = pair, two = pair;
+          if (round < 0 || meeting(blocks, round, pair, &one, &two)) run.neighbors_pair(g, one, two, scratch.data());
+        }
+      });
+    parallel(N, candidates * F, [&](int64_t a, int64_t b) {
+      std::vector<double> exact(candidates);
+      run.neighbors_finish(g, a, b, data<T>(distance), data<int64_t>(neighbor), exact.data());
+    });
+    parallel(N, k * k, [&](int64_t a, int64_t b) {
+      neighbors_mutual(read<int64_t>(neighbor), k, a, b, data<bool>(mutual));
+    });
+    return 0;
+  });
+  return {distance, neighbor, mutual};
+}
+
+// out [N, D] = Laplacian of the edges i(e), j(e), value(e) applied to x [N, D]
+template <class T, class I, class J, class Value>
+Tensor apply_laplacian(const Tensor& x, int64_t M, I i, J j, Value value) {
+  const int64_t N = x.size(0), D = x.size(1);
+  const Tensor offset = make({N + 1}, ScalarType::Long), other = make({2 * M}, ScalarType::Int), weight = make({2 * M}, type_of<T>);
+  const Incidence<T> edges = {data<int64_t>(offset), data<int32_t>(other), data<T>(weight)};
+  build_incidence<T>(N, M, i, j, value, edges);
+  const Tensor out = make({N, D}, type_of<T>);
+  parallel((D + laplacian_columns - 1) / laplacian_columns, (2 * M + N) * laplacian_columns, [&](int64_t a, int64_t b) {
+    for (int64_t c = a * laplacian_columns; c < D && c < b * laplacian_columns; c += laplacian_columns)
+      kernels<T>().laplacian(read<T>(x), N, D, edges, c, D - c < laplacian_columns ? D - c : laplacian_columns, data<T>(out));
+  });
+  return out;
+}
+
+Tensor knn_graph_backward(Tensor grad, Tensor h, Tensor distance, Tensor neighbor) {
+  const ScalarType type = compute_type(h);
+  const Tensor x = dense(h, type), d = dense(distance, type), g = dense(grad, type), to = dense(neighbor, ScalarType::Long);
+  const int64_t N = h.size(0), k = neighbor.size(1);
+  return with_type(type, [&](auto t) {
+    using T = decltype(t);
+    const int64_t* j = read<int64_t>(to);
+    const T *length = read<T>(d), *slope = read<T>(g);
+    check_index(j, N * k, N, "neighbor");
+    const auto value = [=](int64_t e) { return length[e] > 0 ? slope[e] / length[e] : length[e] == 0 ? T(0) : length[e]; };
+    return back(apply_laplacian<T>(x, N * k, [=](int64_t e) { return e / k; }, [=](int64_t e) { return j[e]; }, value),
+                h.scalar_type());
+  });
+}
+
+// ---- transport -------------------------------------------------------------------------------------------------------
+std::vector<double> probabilities(const double* log_p, int64_t n) {
+  std::vector<double> p(n);
+  parallel(n, 20, [&](int64_t a, int64_t b) {
+    for (int64_t e = a; e < b; ++e) p[e] = std::exp(log_p[e]);
+  });
+  return p;
+}
+
+std::tuple<Tensor, Tensor, Tensor> transport_graph(Tensor log_p, int64_t edges, bool per_row, bool diagonal) {
+  const int64_t N = log_p.size(0), K = log_p.size(1), per = diagonal ? N : N - 1;
+  STD_TORCH_CHECK(N >= 1 && N <= transport_nodes, "log_p must be [N, K] with 1 <= N <= ", transport_nodes, ", got N = ", N);
+  const int64_t row_edges = edges < per ? edges : per;
+  const int64_t M = per_row ? N * row_edges : edges < per ? edges * N : N * per;
+  const Tensor x = dense(log_p, ScalarType::Double);
+  const double* lp = read<double>(x);
+  const std::vector<double> p = probabilities(lp, N * K);
+  const RelationKernels<double>& wide = kernels<double>();
+  const int64_t panels = (N + wide.panel_rows - 1) / wide.panel_rows, stride = panels * wide.panel_rows;
+  std::vector<double> packed(stride * K);
+  parallel(panels, wide.panel_rows * K, [&](int64_t a, int64_t b) { wide.pack(p.data(), N, K, a, b, packed.data()); });
+
+  const Tensor weight = make({M}, compute_type(log_p)), index = make({2, M}, ScalarType::Long);
+  const Tensor extreme = make({2, 2}, ScalarType::Long);
+  int64_t *to_i = data<int64_t>(index), *to_j = to_i + M;
+  const Transport g = {lp, packed.data(), N, K, per_row ? row_edges : 0, diagonal};
+
+  // Each segment of rows collects its own largest scores; the order among all is total, so joining them is exact.
+  const int64_t groups = (N + tile_rows - 1) / tile_rows, threads = torch::stable::get_num_threads();
+  const int64_t segments = groups < threads ? groups : threads;
+  std::vector<Extreme> found(segments);
+  std::vector<std::vector<uint64_t>> kept(segments);
+  const bool none = M == 0;
+  with_type(compute_type(log_p), [&](auto t) {
+    using T = decltype(t);
+    torch::stable::parallel_for(0, segments, 1, [&](int64_t a, int64_t b) {
+      for (int64_t s = a; s < b; ++s) {
+        const int64_t first = groups * s / segments * tile_rows, end = groups * (s + 1) / segments * tile_rows;
+        std::vector<double> score(tile_rows * stride);
+        const int64_t m = none ? 1 : per_row ? row_edges : M, room = m + (m < 4096 ? 4096 : m);
+        kept[s].resize(room);
+        Smallest best = {kept[s].data(), m, room, 0, -INFINITY};
+        found[s] = kernels<T>().transport_rows(g, first, end < N ? end : N, score.data(), &best, to_j);
+        level().shrink(&best);
+        kept[s].resize(none || per_row ? 0 : best.n);
+      }
+    });
+    return 0;
+  });
+  Extreme range = found[0];
+  for (int64_t s = 1; s < segments; ++s) join(&range, found[s]);
+  if (per_row) {
+    for (int64_t e = 0; e < M; ++e) to_i[e] = e / row_edges;
+  } else if (!none) {
+    std::vector<uint64_t>& all = kept[0];
+    for (int64_t s = 1; s < segments; ++s) all.insert(all.end(), kept[s].begin(), kept[s].end());
+    Smallest best = {all.data(), M, (int64_t)all.size(), (int64_t)all.size(), 0};
+    level().shrink(&best);
+    std::vector<uint32_t> at(M, (uint32_t)(N * N - 1));  // too few: NaN in the scores
+    for (int64_t e = 0; e < best.n; ++e) at[e] = (uint32_t)best.v[e];
+    std::sort(at.begin(), at.end());
+    for (int64_t e = 0; e < M; ++e) to_i[e] = at[e] / N, to_j[e] = at[e] % N;
+  }
+  const int64_t at[2] = {range.low_at, range.high_at};
+  for (int s = 0; s < 2; ++s) data<int64_t>(extreme)[s] = at[s] / N, data<int64_t>(extreme)[2 + s] = at[s] % N;
+  const double low = transport_score(lp, p.data(), K, at[0] / N, at[0] % N);
+  const double high = transport_score(lp, p.data(), K, at[1] / N, at[1] % N);
+  const double span = transport_span(low, high);
+  with_type(compute_type(log_p), [&](auto t) {
+    using T = decltype(t);
+    T* w = data<T>(weight);
+    parallel(M, K, [&](int64_t a, int64_t b) {
+      for (int64_t e = a; e < b; ++e) w[e] = (T)((transport_score(lp, p.data(), K, to_i[e], to_j[e]) - low) / span);
+    });
+    return 0;
+  });
+  return {weight, index, extreme};
+}
+
+Tensor transport_graph_backward(Tensor grad, Tensor log_p, Tensor weight, Tensor index, Tensor extreme) {
+  const int64_t N = log_p.size(0), K = log_p.size(1), M = weight.numel();
+  const Tensor x = dense(log_p, ScalarType::Double), g = dense(grad, ScalarType::Double), w = dense(weight, ScalarType::Double);
+  const Tensor edge = dense(index, ScalarType::Long), ends = dense(extreme, ScalarType::Long);
+  const int64_t *i = read<int64_t>(edge), *j = i + M, *at = read<int64_t>(ends);
+  check_index(i, 2 * M, N, "index");
+  check_index(at, 4, N, "extreme");
+  const double *lp = read<double>(x), *slope = read<double>(g), *value = read<double>(w);
+  const std::vector<double> p = probabilities(lp, N * K);
+  const double low = transport_score(lp, p.data(), K, at[0], at[2]), high = transport_score(lp, p.data(), K, at[1], at[3]);
+  const double share = 1 / (transport_span(low, high) * (double)K);
+  double sum = 0, to_high = 0;
+  for (int64_t e = 0; e < M; ++e) sum += slope[e], to_high -= slope[e] * value[e];
+  if (!(high - low >= flat_score)) to_high = high - low < flat_score ? 0 : NAN;  // a clamped range: the maximum has no part in it
+  const Tensor out = make({N, K}, ScalarType::Double);
+  double* o = data<double>(out);
+  for (int64_t e = 0; e < N * K; ++e) o[e] = 0;
+  for (int64_t e = 0; e < M; ++e) transport_edge_backward(lp, p.data(), K, i[e], j[e], slope[e] * share, o);
+  transport_edge_backward(lp, p.data(), K, at[0], at[2], (-sum - to_high) * share, o);
+  transport_edge_backward(lp, p.data(), K, at[1], at[3], to_high * share, o);
+  return back(out, log_p.scalar_type());
+}
+
+// ---- pair cost -------------------------------------------------------------------------------------------------------
+std::tuple<Tensor, Tensor> pair_cost(Tensor z, Tensor weight, Tensor index) {
+  const ScalarType type = compute_type(z);
+  const int64_t N = z.size(0), E = z.size(1), M = weight.numel();
+  const Tensor x = dense(z, type), w = dense(weight, type), edge = dense(index, ScalarType::Long);
+  const Tensor cost = make({}, type), squared = make({M}, type);
+  const int64_t *i = read<int64_t>(edge), *j = i + M;
+  check_index(i, 2 * M, N, "index");
+  with_type(type, [&](auto t) {
+    using T = decltype(t);
+    T* s = data<T>(squared);
+    parallel(M, E, [&](int64_t a, int64_t b) { kernels<T>().pair_squared(read<T>(x), E, i, j, a, b, s); });
+    double sum = 0;
+    for (int64_t e = 0; e < M; ++e) sum += (double)read<T>(w)[e] * (double)s[e];
+    *data<T>(cost) = (T)(sum / (double)(N * E));
+    return 0;
+  });
+  return {cost, squared};
+}
+
+std::tuple<Tensor, Tensor> pair_cost_backward(Tensor grad, Tensor z, Tensor weight, Tensor index, Tensor squared) {
+  const ScalarType type = compute_type(z);
+  const int64_t N = z.size(0), E = z.size(1), M = weight.numel();
+  const Tensor x = dense(z, type), w = dense(weight, type), edge = dense(index, ScalarType::Long), s = dense(squared, type);
+  const Tensor g = dense(grad, ScalarType::Double), dw = make({M}, type);
+  const int64_t *i = read<int64_t>(edge), *j = i + M;
+  check_index(i, 2 * M, N, "index");
+  return with_type(type, [&](auto t) -> std::tuple<Tensor, Tensor> {
+    using T = decltype(t);
+    const T scale = (T)(*read<double>(g) / (double)(N * E));
+    const T* v = read<T>(w);
+    for (int64_t e = 0; e < M; ++e) data<T>(dw)[e] = scale * read<T>(s)[e];
+    const Tensor dz = apply_laplacian<T>(x, M, [=](int64_t e) { return i[e]; }, [=](int64_t e) { return j[e]; },
+                                         [=](int64_t e) { return 2 * scale * v[e]; });
+    return {back(dz, z.scalar_type()), back(dw, weight.scalar_type())};
+  });
+}
+
+}  // namespace
+}  // namespace shamisa
+
+STABLE_TORCH_LIBRARY_IMPL(shamisa, CPU, m) {
+  m.impl("knn_graph", TORCH_BOX(&shamisa::knn_graph));
+  m.impl("knn_graph_backward", TORCH_BOX(&shamisa::knn_graph_backward));
+  m.impl("transport_graph", TORCH_BOX(&shamisa::transport_graph));
+  m.impl("transport_graph_backward", TORCH_BOX(&shamisa::transport_graph_backward));
+  m.impl("pair_cost", TORCH_BOX(&shamisa::pair_cost));
+  m.impl("pair_cost_backward", TORCH_BOX(&shamisa::pair_cost_backward));
+}

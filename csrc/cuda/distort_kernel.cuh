@@ -1,0 +1,33 @@
+// The distort op on CUDA, without torch: a block is a team, resident blocks take image after image.
+#pragma once
+
+#include "../distort/chain.h"
+#include "launch.cuh"
+
+SHAMISA_BEGIN
+
+struct DistortLaunch {
+  static constexpr int threads = 512;
+  static constexpr int blocks_per_sm = 2;  // caps the registers at 64; measured at compile level: no spill to speak of
+  static_assert(threads % 32 == 0, "a BlockTeam is whole warps");
+};
+
+// grid: at most N; block: DistortLaunch::threads; shared: small_bytes + reductions, static. One block per image at a time;
+// block k works on images k, k + gridDim, ... in its own [bytes] of memory. Reads each source once, writes each output once.
+__global__ void __launch_bounds__(DistortLaunch::threads, DistortLaunch::blocks_per_sm)
+    distort_images(const __grid_constant__ Batch batch, unsigned char* memory, int64_t bytes) {
+  alignas(64) __shared__ unsigned char fast[small_bytes];
+  __shared__ double partial[33];
+  for (int64_t n = blockIdx.x; n < batch.N; n += gridDim.x) {
+    BlockTeam team(fast, partial);
+    run_chain(team, batch, n, memory + (int64_t)blockIdx.x * bytes);
+    __syncthreads();
+  }
+}
+
+// bytes of memory per block, aligned to 64: the op codes are on the device, so any native op may occur
+inline int64_t distort_bytes(int H, int W) {
+  return team_bytes(H, W, [](int code) { return row_of(code).native; });
+}
+
+SHAMISA_END

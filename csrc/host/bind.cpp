@@ -1,0 +1,110 @@
+// shamisa._host: the kernels without torch, NumPy in and out, and how this installation was built.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../cpu/levels.h"
+#include "../distort/catalogue.h"
+
+namespace py = pybind11;
+using shamisa::Kernels;
+
+static const Kernels& at_level(const std::string& level) {
+  if (level.empty()) return shamisa::kernels();
+  std::string names;
+  for (const Kernels* const* k = shamisa::all_kernels(); *k; ++k) {
+    if (!shamisa::runs_here(**k)) continue;
+    if (level == (*k)->level) return **k;
+    names += (names.empty() ? "" : ", ") + std::string((*k)->level);
+  }
+  throw py::value_error("level must be one of " + names + " on this machine, got " + level);
+}
+
+static std::vector<std::string> levels() {
+  std::vector<std::string> names;
+  for (const Kernels* const* k = shamisa::all_kernels(); *k; ++k)
+    if (shamisa::runs_here(**k)) names.emplace_back((*k)->level);
+  return names;
+}
+
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+static py::array_t<float> distort(const Floats& image, int opcode, float value, int64_t key, const std::string& level) {
+  if (image.ndim() != 3 || image.shape(0) != 3 || image.size() == 0 || image.size() > 3ll << 28) {
+    std::string shape;
+    for (py::ssize_t d = 0; d < image.ndim(); ++d) shape += (d ? ", " : "") + std::to_string(image.shape(d));
+    throw py::value_error("image must be [3, H, W] with 1 to 2^28 pixels, got [" + shape + "]");
+  }
+  if (opcode < 0 || opcode >= shamisa::opcode_count)
+    throw py::value_error("opcode must lie in 0.." + std::to_string(shamisa::opcode_count - 1) + ", got " + std::to_string(opcode));
+  const shamisa::Row row = shamisa::row_of(opcode);
+  const std::string name = shamisa::name_of(opcode);
+  if (!row.native) throw py::value_error(name + " has no compiled kernel yet");
+  const int H = (int)image.shape(1), W = (int)image.shape(2);
+  if (H < row.min_size || W < row.min_size)
+    throw py::value_error("images for " + name + " must be at least " + std::to_string(row.min_size) + " x " +
+                          std::to_string(row.min_size) + " pixels, got " + std::to_string(H) + " x " + std::to_string(W));
+  const Kernels& kernels = at_level(level);
+  py::array_t<float> out({3, H, W});
+  const float* from = image.data();
+  float* to = out.mutable_data();
+  {
+    py::gil_scoped_release release;
+    for (int64_t i = 0; i < 3ll * H * W; ++i) {  // the same entry as a chain's
+      const float x = from[i] > 0.f ? from[i] : 0.f;
+      to[i] = x < 1.f ? x : 1.f;
+    }
+    bool present[shamisa::opcode_count] = {};
+    present[opcode] = true;
+    const int64_t bytes = kernels.distort_bytes(H, W, present);
+    std::unique_ptr<unsigned char[]> memory(new unsigned char[bytes + 64]);
+    kernels.apply(opcode, to, H, W, value, (uint64_t)key, (unsigned char*)(((uintptr_t)memory.get() + 63) / 64 * 64));
+  }
+  return out;
+}
+
+static std::vector<uint32_t> philox(int64_t key, std::vector<uint32_t> counter, const std::string& level) {
+  if (counter.size() != 4) throw py::value_error("counter must be 4 words, got " + std::to_string(counter.size()));
+  std::vector<uint32_t> words(4);
+  at_level(level).philox((uint64_t)key, counter.data(), words.data());
+  return words;
+}
+
+static py::list catalogue() {
+  py::list rows;
+  for (int code = 0; code < shamisa::opcode_count; ++code) {
+    const shamisa::Row row = shamisa::row_of(code);
+    rows.append(py::dict(py::arg("name") = shamisa::name_of(code), py::arg("low") = row.low, py::arg("high") = row.high,
+                         py::arg("discrete") = row.discrete, py::arg("min_size") = row.min_size,
+                         py::arg("native") = row.native));
+  }
+  return rows;
+}
+
+static py::dict build_info() {
+  py::dict info;
+  info["version"] = SHAMISA_VERSION;
+  info["commit"] = SHAMISA_COMMIT;
+  info["compiler"] = __VERSION__;
+  info["flags"] = SHAMISA_FLAGS;
+  info["torch"] = SHAMISA_TORCH;
+  info["cuda"] = SHAMISA_CUDA_STATE;
+  info["levels"] = levels();
+  info["level"] = shamisa::kernels().level;
+  return info;
+}
+
+PYBIND11_MODULE(_host, m) {
+  m.doc() = "The distortion kernels of the CPU without torch (NumPy in and out), and how they were built.";
+  m.def("distort", &distort, py::arg("image"), py::arg("opcode"), py::arg("value"), py::arg("key") = 0, py::arg("level") = "",
+        "One distortion of image [3, H, W] float32 (clamped to [0, 1]) -> a new array; level: an x86-64 level of levels().");
+  m.def("philox", &philox, py::arg("key"), py::arg("counter"), py::arg("level") = "",
+        "The four random words at counter (element, draw, extra, domain).");
+  m.def("catalogue", &catalogue, "What the kernels know of every distortion, by op code; native: whether there is a kernel.");
+  m.def("levels", &levels, "The x86-64 levels that were built and run on this machine, lowest first.");
+  m.def("build_info", &build_info, "Version, commit, compiler, flags, torch and CUDA that the extension was built with.");
+}

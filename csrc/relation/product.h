@@ -1,0 +1,158 @@
+// Products of rows, X Y^T, in tiles that live in registers; sums and differences of rows. Host code, no torch, no allocation.
+#pragma once
+
+#include "../core/host_device.h"
+
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
+
+SHAMISA_BEGIN
+
+// a compiler vector of T as wide as the instruction set makes worth while
+template <class T>
+struct Simd {
+  static constexpr int width = SHAMISA_VECTOR * 4 / (int)sizeof(T);
+  typedef T V __attribute__((vector_size(SHAMISA_VECTOR * 4)));
+  typedef T Unaligned __attribute__((vector_size(SHAMISA_VECTOR * 4), aligned(sizeof(T)), may_alias));
+
+  SHAMISA_HD static V load(const T* p) { return *(const Unaligned*)p; }
+  SHAMISA_HD static void store(T* p, V v) { *(Unaligned*)p = v; }
+  SHAMISA_HD static V fill(T x) { return x - V{}; }
+  SHAMISA_HD static T sum(V v) {
+    T s = 0;
+    for (int i = 0; i < width; ++i) s += v[i];
+    return s;
+  }
+};
+
+// a b + c, fused where there is an instruction for it (contraction is off in this project)
+SHAMISA_HD float multiply_add(float a, float b, float c) { return a * b + c; }
+SHAMISA_HD double multiply_add(double a, double b, double c) { return a * b + c; }
+SHAMISA_HD Simd<float>::V multiply_add(Simd<float>::V a, Simd<float>::V b, Simd<float>::V c) {
+#if defined(__FMA__) && SHAMISA_VECTOR == 8
+  return (Simd<float>::V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+SHAMISA_HD Simd<double>::V multiply_add(Simd<double>::V a, Simd<double>::V b, Simd<double>::V c) {
+#if defined(__FMA__) && SHAMISA_VECTOR == 8
+  return (Simd<double>::V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
+constexpr int tile_rows = 6;    // of X at a time: 6 x 2 vectors of sums fill the registers
+constexpr int depth_step = 256; // columns summed before a tile goes back to memory: keeps Y in the first cache, errors small
+
+// Y is packed in panels of this many rows, [panel][column][row], the last one padded with zeros
+template <class T>
+constexpr int panel_rows = 2 * Simd<T>::width;
+
+template <class T>
+SHAMISA_HD int64_t panels_of(int64_t rows) {
+  return (rows + panel_rows<T> - 1) / panel_rows<T>;
+}
+
+template <class T>
+inline void pack_panels(const T* y /* [N, D] */, int64_t N, int64_t D, int64_t first, int64_t last, T* packed) {
+  constexpr int P = panel_rows<T>;
+  for (int64_t panel = first; panel < last; ++panel)
+    for (int r = 0; r < P; ++r) {
+      const int64_t row = panel * P + r;
+      T* out = packed + panel * P * D + r;
+      for (int64_t d = 0; d < D; ++d) out[d * P] = row < N ? y[row * D + d] : T(0);
+    }
+}
+
+// out[r][0 .. P) += x[r][d] . panel[d][0 .. P) summed over D columns; out has row stride `stride`
+template <class T>
+inline void product_tile(const T* const* x /* [tile_rows] */, const T* panel, int64_t D, T* out, int64_t stride) {
+  using S = Simd<T>;
+  typename S::V low[tile_rows], high[tile_rows];
+#pragma GCC unroll 6
+  for (int r = 0; r < tile_rows; ++r) low[r] = high[r] = S::fill(0);
+  for (int64_t d = 0; d < D; ++d, panel += panel_rows<T>) {
+    const typename S::V a = S::load(panel), b = S::load(panel + S::width);
+#pragma GCC unroll 6
+    for (int r = 0; r < tile_rows; ++r) {
+      const typename S::V s = S::fill(x[r][d]);
+      low[r] = multiply_add(s, a, low[r]);
+      high[r] = multiply_add(s, b, high[r]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < tile_rows; ++r) {
+    T* o = out + r * stride;
+    S::store(o, S::load(o) + low[r]);
+    S::store(o + S::width, S::load(o + S::width) + high[r]);
+  }
+}
+
+// out [rows, stride] = X rows [first_x, first_x + rows) times panels [first_panel, last_panel), rows a multiple of
+// tile_rows; rows past N repeat the last one. Every element is summed in the same order, wherever it lies in a tile.
+template <class T>
+inline void product_block(const T* x, int64_t N, int64_t D, int64_t first_x, int rows, const T* packed, int64_t first_panel,
+                          int64_t last_panel, T* out, int64_t stride) {
+  constexpr int P = panel_rows<T>;
+  for (int64_t i = 0; i < rows * stride; ++i) out[i] = 0;
+  for (int64_t d = 0; d < D; d += depth_step) {
+    const int64_t depth = D - d < depth_step ? D - d : depth_step;
+    for (int64_t panel = first_panel; panel < last_panel; ++panel)
+      for (int r = 0; r < rows; r += tile_rows) {
+        const T* row[tile_rows];
+        for (int q = 0; q < tile_rows; ++q) {
+          const int64_t i = first_x + r + q;
+          row[q] = x + (i < N ? i : N - 1) * D + d;
+        }
+        product_tile<T>(row, packed + (panel * D + d) * P, depth, out + r * stride + (panel - first_panel) * P, stride);
+      }
+  }
+}
+
+// sum of (a_d - b_d)^2: in T, eight sums, each over at most D / 8 columns
+template <class T>
+inline T squared_distance(const T* a, const T* b, int64_t D) {
+  using S = Simd<T>;
+  constexpr int W = S::width;
+  typename S::V sum[4] = {S::fill(0), S::fill(0), S::fill(0), S::fill(0)};
+  int64_t d = 0;
+  for (; d + 4 * W <= D; d += 4 * W) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) {
+      const typename S::V x = S::load(a + d + u * W) - S::load(b + d + u * W);
+      sum[u] = multiply_add(x, x, sum[u]);
+    }
+  }
+  T total = S::sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  for (; d < D; ++d) total = multiply_add(a[d] - b[d], a[d] - b[d], total);
+  return total;
+}
+
+// the same in double for float rows: what decides the order of neighbours
+SHAMISA_HD double exact_squared_distance(const double* a, const double* b, int64_t D) { return squared_distance(a, b, D); }
+inline double exact_squared_distance(const float* a, const float* b, int64_t D) {
+  using S = Simd<double>;
+  constexpr int W = S::width;
+  typedef float Half __attribute__((vector_size(SHAMISA_VECTOR * 2), aligned(4), may_alias));
+  typename S::V sum[4] = {S::fill(0), S::fill(0), S::fill(0), S::fill(0)};
+  int64_t d = 0;
+  for (; d + 4 * W <= D; d += 4 * W) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) {
+      const S::V x = __builtin_convertvector(*(const Half*)(a + d + u * W), S::V) -
+                     __builtin_convertvector(*(const Half*)(b + d + u * W), S::V);
+      sum[u] = multiply_add(x, x, sum[u]);
+    }
+  }
+  double total = S::sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  for (; d < D; ++d) {
+    const double x = (double)a[d] - (double)b[d];
+    total = multiply_add(x, x, total);
+  }
+  return total;
+}
+
+SHAMISA_END

@@ -1,0 +1,249 @@
+"""Score photographs: a number in 0..1 for each, higher is better.
+
+PATHS are photographs, folders (searched through), patterns with * or **, and .txt lists of one path per line. The table
+has a row for each: file, score, raw (on the scale of the regressor's training labels), error. Photographs that cannot be
+read have an error instead of scores. Exit status: 0 all scored, 1 some could not be read, 2 bad input (nothing done).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import glob
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .data.photos import PhotoError, open_photos
+from .features import Extractor
+from .probe import open_device, open_encoder
+from .ridge import Regressor
+from .runs import read_json, write_json, write_text
+
+COLUMNS = ("file", "score", "raw", "error")
+FORMATS = (".csv", ".jsonl")
+
+
+class Scorer:
+    """A frozen encoder and a regressor.
+
+    Args:
+        encoder: normalised images [N, 3, crop, crop] -> h [N, F].
+        regressor: fitted on features of this very encoder.
+        device, batch, workers: see ``features.Extractor``.
+
+    Raises:
+        ValueError: the regressor was fitted on features of another encoder.
+    """
+
+    def __init__(self, encoder: torch.nn.Module, regressor: Regressor, **options) -> None:
+        self.extractor = Extractor(encoder, crop=regressor.about["crop"], **options)
+        if self.extractor.hash != regressor.about["encoder_hash"]:
+            raise ValueError(
+                f"regressor must be fitted on features of the checkpoint's encoder, {getattr(encoder, 'name', 'unnamed')} with "
+                f"hash {self.extractor.hash[:16]}; got one for {regressor.about['encoder']} with hash "
+                f"{regressor.about['encoder_hash'][:16]}"
+            )
+        self.regressor = regressor
+
+    def __call__(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """Quality in 0..1, higher is better: images [N, 3, H, W], one [3, H, W], or a list of [3, H, W] of any sizes ->
+        [N] float64. RGB, uint8 in 0..255 or floating in 0..1."""
+        if isinstance(images, Tensor) and images.dim() == 3:
+            images = [images]
+        if not len(images):
+            raise ValueError("images must hold at least one image, got none")
+        return self.regressor.quality(self.regressor.predict(self.extractor([_uint8(i) for i in images])))
+
+    def stream(self, paths: Sequence[str]) -> Iterator[tuple[str, float, float] | PhotoError]:
+        """Files -> (path, quality in 0..1, raw score on the training scale) or the PhotoError, in order, in bounded memory."""
+        for path, found in self.extractor.stream(paths):
+            if isinstance(found, PhotoError):
+                yield found
+                continue
+            raw = self.regressor.predict(found.unsqueeze(0))
+            yield path, self.regressor.quality(raw).item(), raw.item()
+
+
+def _uint8(image: Tensor) -> Tensor:
+    if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3:
+        raise ValueError(f"images must be tensors [3, H, W], got {list(getattr(image, 'shape', [])) or type(image).__name__}")
+    if image.dtype == torch.uint8:
+        return image.cpu()
+    if not image.dtype.is_floating_point:
+        raise ValueError(f"images must be uint8 or floating, got {image.dtype}")
+    if not bool(((image >= 0) & (image <= 1)).all()):
+        raise ValueError(f"floating images must lie in 0..1, got {image.min():g}..{image.max():g}")
+    return (image.float() * 255).round().to(torch.uint8).cpu()
+
+
+def load_scorer(checkpoint: str, regressor: str | os.PathLike, *, device: str = "auto", batch: int = 8, workers: int = 2) -> Scorer:
+    """A scorer from a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
+    fitted = Regressor.load(regressor)
+    return Scorer(open_encoder(checkpoint), fitted, device=open_device(device), batch=batch, workers=workers)
+
+
+# ---- files in --------------------------------------------------------------------------------------------------------
+def gather(paths: Sequence[str]) -> tuple[list[str], list[PhotoError]]:
+    """Photographs named by files, folders, patterns and .txt lists: each once, in order; and folders that cannot be listed.
+
+    Raises ValueError for a path or pattern that leads to nothing.
+    """
+    found: dict[str, None] = {}
+    closed: list[PhotoError] = []
+    for given in paths:
+        matching = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
+        if not matching:
+            what = "a pattern that matches nothing" if glob.has_magic(given) else "no such file or folder"
+            raise ValueError(f"paths must be photographs, folders, patterns or .txt lists, got {given!r}: {what}")
+        for path in matching:
+            if os.path.isdir(path) or path.lower().endswith(".txt"):
+                if path != given and os.path.isdir(path):
+                    continue  # ** matches the folders as well as what is in them
+                source = open_photos(path)
+                found.update((source.path(i), None) for i in range(len(source)))
+                closed += [PhotoError(os.path.join(path, name), reason) for name, reason in source.skipped.items()]
+            else:
+                found[path] = None
+    return list(found), closed
+
+
+# ---- table out -------------------------------------------------------------------------------------------------------
+def printable(path: str) -> str:
+    """A path as text: bytes that are not UTF-8 escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _row_text(kind: str, row: tuple) -> str:
+    if kind == ".jsonl":
+        return json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n"
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(["" if v is None else v for v in row])
+    return text.getvalue()
+
+
+def read_rows(out: Path) -> list[tuple]:
+    """Complete rows of a table that a killed process may have left with a torn end."""
+    text = out.read_text(encoding="utf-8")
+    text = text[: text.rfind("\n") + 1]
+    if out.suffix == ".jsonl":
+        return [tuple(json.loads(line)[c] for c in COLUMNS) for line in text.splitlines()]
+    rows = list(csv.reader(io.StringIO(text)))[1:]
+    rows = rows[:-1] if rows and len(rows[-1]) != len(COLUMNS) else rows  # torn inside a quoted name with a line break
+    return [(f, float(s) if s else None, float(r) if r else None, e or None) for f, s, r, e in rows]
+
+
+class Table:
+    """The table being written; every row is on its way to the disk before the next photograph is scored.
+
+    ``out.meta.json`` beside it says which encoder and regressor made it and what the numbers mean; ``resume`` refuses
+    another.
+    """
+
+    def __init__(self, out: Path, meta: dict, resume: bool) -> None:
+        self.kind, self.done, self.failed = out.suffix, set(), 0
+        beside = out.with_name(out.name + ".meta.json")
+        if resume and out.exists():
+            if (found := read_json(beside)) != meta:
+                changed = ", ".join(k for k in meta if found.get(k) != meta[k])
+                raise ValueError(f"{out} was begun with another {changed}: it cannot be resumed")
+            rows = read_rows(out)
+            self.done, self.failed = {r[0] for r in rows}, sum(r[3] is not None for r in rows)
+        else:
+            rows = []
+            write_json(beside, meta)
+        head = ",".join(COLUMNS) + "\n" if self.kind == ".csv" else ""
+        write_text(out, head + "".join(_row_text(self.kind, r) for r in rows))  # without a torn end
+        self.file = out.open("a", encoding="utf-8")
+
+    def add(self, *row: str | float | None) -> None:
+        """One row: file, score, raw, error."""
+        self.file.write(_row_text(self.kind, row))
+        self.file.flush()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="shamisa score", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATHS", help="photographs, folders, patterns, .txt lists")
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="as in python -m shamisa.probe")
+    parser.add_argument("--regressor", required=True, metavar="FILE", help="regressor.safetensors written by the probe")
+    parser.add_argument("--out", default="scores.csv", metavar="FILE", help="the table, .csv or .jsonl [scores.csv]")
+    parser.add_argument("--resume", action="store_true", help="go on with the table: what has a row is not scored again")
+    parser.add_argument("--batch", type=int, default=8, help="photographs per call of the encoder, ten crops each [8]")
+    parser.add_argument("--workers", type=int, default=2, help="threads that decode; each holds one photograph [2]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N [auto]")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def run(given: argparse.Namespace) -> int:
+    """Number of photographs that could not be scored, earlier rows of a resumed table included.
+
+    Raises ValueError or RuntimeError for bad input, before anything is written.
+    """
+    from tqdm import tqdm
+
+    out = Path(given.out)
+    if out.suffix not in FORMATS:
+        raise ValueError(f"--out must end in {' or '.join(FORMATS)}, got {given.out!r}")
+    if out.exists() and not given.resume:
+        raise ValueError(f"--out {out} exists: go on with --resume, or choose another")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out must lie in an existing folder, got {out.parent}")
+    paths, closed = gather(given.paths)
+    scorer = load_scorer(
+        given.checkpoint, given.regressor, device=given.device, batch=given.batch, workers=given.workers
+    )
+    about = scorer.regressor.about
+    meta = {
+        "encoder_hash": scorer.extractor.hash,
+        "regressor": about,
+        "coef_hash": hashlib.sha256(scorer.regressor.coef.numpy().tobytes()).hexdigest(),
+        "score": "0..1, higher is better",
+        "raw": f"{about['low']:g}..{about['high']:g}, {'lower' if about['lower_better'] else 'higher'} is better",
+    }
+    table = Table(out, meta, given.resume)
+    todo = [p for p in paths if printable(p) not in table.done]
+    failed = list(closed)
+    bar = tqdm(total=len(paths), initial=len(paths) - len(todo), unit="image", disable=given.quiet)
+    with table.file, bar:
+        for result in scorer.stream(todo):
+            if isinstance(result, PhotoError):
+                failed.append(result)
+                table.add(printable(result.path), None, None, result.reason)
+            else:
+                path, quality, raw = result
+                table.add(printable(path), round(quality, 6), round(raw, 6), None)
+            bar.update()
+    for error in failed:
+        print(f"cannot be scored: {printable(error.path)}: {error.reason}", file=sys.stderr)
+    count = len(failed) + table.failed
+    print(f"{out}: {len(paths)} photographs, {len(todo)} scored now, {count} could not be read")
+    return count
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 all scored, 1 some could not be read, 2 bad input, 130 interrupted."""
+    given = make_parser().parse_args(argv)
+    try:
+        return 1 if run(given) else 0
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"shamisa score: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"shamisa score: interrupted; go on with --resume --out {given.out}", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,427 @@
+"""The trainer: configuration and its errors, determinism, exact resume (also after kill -9), NaN, signals, outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from shamisa import config as configuration
+from shamisa import runs, train
+from shamisa.config import DEMO, PAPER, Config
+from shamisa.data import dead_leaves
+from shamisa.models import Encoder
+
+TINY = {
+    "crop": 32,
+    "batch": 1,
+    "compositions": 2,
+    "levels": 2,
+    "hidden": 16,
+    "embedding": 8,
+    "anchors": 4,
+    "neighbors": 5,
+    "max_distortions": 2,
+    "distortions": ("brighten", "white_noise", "linear_contrast_down"),
+    "encoder": "shamisa/small",
+    "init": "none",
+    "workers": 0,
+    "steps": 6,
+    "rank_every": 2,
+    "checkpoint_every": 2,
+    "threads": 1,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of five small photographs."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(5):
+        Image.fromarray(dead_leaves(i, 72).permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+def tiny(photos, **fields) -> Config:
+    return Config(refs=str(photos), **(TINY | fields))
+
+
+def flags(**fields) -> list[str]:
+    """Fields as a command line."""
+    words = []
+    for name, value in fields.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", ",".join(value) if isinstance(value, tuple) else str(value)]
+    return words
+
+
+def run_once(config, out, resume=None):
+    trainer, run = train.prepare(config, out, resume, quiet=True)
+    return train.execute(trainer, run), run, trainer
+
+
+def metrics(run) -> list[dict]:
+    """Records of the steps without the times."""
+    return [{k: v for k, v in r.items() if k != "timing"} for r in run.records()]
+
+
+# ---- configuration ---------------------------------------------------------------------------------------------------
+def parse(*words):
+    return configuration.given_fields(train.make_parser().parse_args(words))
+
+
+def test_paper_preset_is_the_published_configuration():
+    c = PAPER
+    assert (c.batch, c.crop, c.compositions, c.levels, c.max_distortions) == (2, 224, 4, 5, 7)
+    assert (c.encoder, c.init, c.hidden, c.embedding) == ("torchvision/resnet50", "imagenet", 3072, 768)
+    assert (c.optimizer, c.lr, c.momentum, c.weight_decay, c.epochs) == ("sgd", 1.5e-3, 0.9, 1e-4, 1.0)
+    assert (c.schedule, c.eta_min, c.severity, c.continuous, c.noise) == (
+        "restarts",
+        1e-6,
+        "gaussian",
+        True,
+        "per_level",
+    )
+    assert c.loss_options()["covariance_weight"] == 57.21249573027589
+
+
+def test_every_field_has_a_flag_and_an_explanation():
+    text = train.make_parser().format_help()
+    for f in dataclasses.fields(Config):
+        assert f"--{f.name.replace('_', '-')}" in text
+        assert len(f.metadata["help"]) > 10, f.name
+
+
+def test_flags_round_trip_through_json():
+    changes = {"lr": 0.25, "steps": 7, "graphs": ("knn", "ref_ref"), "continuous": False, "channels_last": False}
+    config = configuration.resolve("demo", parse(*flags(**changes)))
+    assert config == dataclasses.replace(DEMO, **changes)
+    assert configuration.from_record(json.loads(json.dumps(configuration.to_record(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--learning-rate", "1"], ["--preset", "huge"], ["--steps", "many"], ["--severity", "cauchy"], ["--ste", "3"]],
+)
+def test_unknown_flags_and_presets_end_with_status_2(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main(words)
+    assert end.value.code == 2 and "error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"lr": -1.0}, ValueError, "lr must be at least 0, got -1.0"),
+        ({"lr": float("nan")}, ValueError, "lr must be at least 0, got nan"),
+        ({"batch": 0}, ValueError, "batch must be in 1..4096, got 0"),
+        ({"batch": 1.5}, TypeError, "batch must be int, got 1.5"),
+        ({"batch": True}, TypeError, "batch must be int, got True"),
+        ({"momentum": 2}, ValueError, "momentum must be in 0..1, got 2.0"),
+        ({"order": "sorted"}, ValueError, "order must be one of random, fixed, got 'sorted'"),
+        ({"distortions": ("blur",)}, ValueError, "distortions must name some of gaussian_blur,.*got blur"),
+        ({"graphs": ("knn", "knn")}, ValueError, "graphs must not name anything twice"),
+        ({"encoder": "resnet50"}, ValueError, "encoder must be torchvision/NAME"),
+        ({"epochs": 0.0}, ValueError, "steps or epochs must be positive"),
+    ],
+)
+def test_bad_values_name_the_field(fields, error, message):
+    with pytest.raises(error, match=message):
+        Config(**fields)
+
+
+def test_restarts_agree_with_torch():
+    config = Config(lr=0.1, eta_min=1e-3)
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=7, T_mult=2, eta_min=1e-3)
+    expected = []
+    for _ in range(60):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    got = [config.learning_rate(s, 60, 7) for s in range(60)]
+    torch.testing.assert_close(torch.tensor(got), torch.tensor(expected), rtol=1e-6, atol=1e-9)
+
+
+def test_cosine_warmup_and_constant():
+    config = Config(lr=1.0, eta_min=0.0, schedule="cosine", warmup=3)
+    rates = [config.learning_rate(s, 13, 100) for s in range(13)]
+    torch.testing.assert_close(torch.tensor(rates[:4]), torch.tensor([0.25, 0.5, 0.75, 1.0]))
+    assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 0.05
+    assert Config(lr=1.0, schedule="constant").learning_rate(5, 13, 1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [({"steps": 9}, True), ({"workers": 1, "threads": 2}, True), ({"lr": 0.5}, False), ({"seed": 1}, False)],
+)
+def test_what_may_change_on_resume(given, allowed):
+    saved = Config(steps=6)
+    if allowed:
+        assert configuration.resume(saved, given) == dataclasses.replace(saved, **given)
+    else:
+        with pytest.raises(ValueError, match="of a resumed run must stay"):
+            configuration.resume(saved, given)
+    with pytest.raises(ValueError, match="steps of a resumed run must stay"):  # the cosine depends on it
+        configuration.resume(dataclasses.replace(saved, schedule="cosine"), {"steps": 9})
+
+
+# ---- bad input, before any work --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"refs": "/no/such/folder"}, "refs must be a folder, a list file or 'embedded', got '/no/such/folder'"),
+        ({"refs": ""}, "refs must be a folder, a list file or 'embedded', got nothing"),
+        ({"refs": "EMPTY"}, "must hold photographs"),
+        ({"device": "cuda:7"}, "device cuda:7 is not there"),
+        ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (
+            {"distortions": ("color_block", "non_eccentricity_patch")},
+            "crop must be at least 48 pixels for non_eccentricity_patch, got 32",
+        ),
+        ({"init": "/no/weights.safetensors"}, "init must be imagenet, none or a file"),
+        ({"init": "imagenet"}, "there are no ImageNet weights of it"),
+        ({"encoder": "torchvision/resnet51"}, "torchvision"),
+        ({"preset": "paper"}, "crop"),
+    ],
+)
+def test_bad_input_makes_no_folder(fields, message, photos, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    fields = {k: str(tmp_path / "empty") if v == "EMPTY" else v for k, v in fields.items()}
+    if "preset" in fields:  # a crop too small for the 26 distortions, whatever the preset
+        words = ["--preset", "paper", *flags(refs=str(photos), init="none", crop=40)]
+    else:
+        words = flags(**({"refs": str(photos)} | TINY | fields))
+    assert train.main([*words, "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_native_backend_is_asked_for_before_any_work(photos, tmp_path, capsys):
+    if "cpu" in __import__("shamisa").backends()["distort"]:
+        pytest.skip("the native kernels are there")
+    words = flags(**({"refs": str(photos), "backend": "native"} | TINY))
+    assert train.main([*words, "--out", str(tmp_path / "run")]) == 2
+    assert "backend='native' needs the compiled kernels" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def unbroken(photos, tmp_path_factory):
+    """(run, trainer) of six uninterrupted steps."""
+    status, run, trainer = run_once(tiny(photos), tmp_path_factory.mktemp("runs") / "unbroken")
+    assert status == "finished"
+    return run, trainer
+
+
+def test_run_folder_is_complete(unbroken, photos):
+    run, trainer = unbroken
+    assert run.status() == {"status": "finished", "step": 6, "message": ""}
+    first = json.loads(run.metrics.read_text().splitlines()[0])
+    assert first == runs.read_json(run.path / "config.json")
+    assert (
+        configuration.from_record(first["config"]) == tiny(photos)
+        and first["versions"]["torch"] == torch.__version__.split("+")[0]
+    )
+    assert runs.find_checkpoint(run.path).index["header"] == first
+    records = run.records()
+    assert [r["step"] for r in records] == list(range(6))
+    for r in records:
+        assert set(r["loss"]) == set(train.TERMS) and r["grad_norm"] > 0
+        assert set(r["timing"]["split"]) == {"data", "distortions", "encoder", "loss", "backward", "optimizer"}
+        assert ("rank_z" in r) == (r["step"] % 2 == 0)
+    for name in ("curves.png", "contact_sheet.png"):
+        with Image.open(run.path / name) as picture:
+            assert min(picture.size) > 100
+    weights = [Encoder("shamisa/small").state_dict(), runs.load_encoder(run.path).state_dict()]
+    assert weights[0].keys() == weights[1].keys()
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["latest", "step-00000004", "step-00000006"]
+
+
+def test_training_changes_all_parts_but_the_detached_aggregator(unbroken):
+    _, trainer = unbroken
+    fresh = train.Learner(trainer.config).state_dict()
+    for key, value in trainer.model.state_dict().items():
+        assert torch.equal(value, fresh[key]) == ("aggregator" in key), key
+
+
+def test_equal_seeds_give_equal_metrics(unbroken, photos, tmp_path):
+    _, again, _ = run_once(tiny(photos), tmp_path / "again")
+    assert metrics(again) == metrics(unbroken[0])
+    _, other, _ = run_once(tiny(photos, seed=1, steps=1), tmp_path / "other")
+    assert metrics(other)[0] != metrics(unbroken[0])[0]
+
+
+def test_resume_in_process_equals_unbroken(unbroken, photos, tmp_path):
+    config = tiny(photos)
+    trainer, run = train.prepare(config, tmp_path / "run", quiet=True)
+    assert trainer.fit(run, stop=lambda: trainer.step == 3) == "interrupted"  # a checkpoint outside the regular ones
+    status, run, resumed = run_once(config, None, resume=run.path)
+    assert status == "finished" and metrics(run) == metrics(unbroken[0])
+    for key, value in unbroken[1].model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(
+    "fields", [{"optimizer": "adamw", "lr": 1e-3}, {"precision": "bfloat16", "one_pass": True, "clip": 1.0}]
+)
+def test_other_options_train_and_resume_exactly(fields, photos, tmp_path):
+    config = tiny(photos, steps=4, **fields)
+    _, whole, _ = run_once(config, tmp_path / "whole")
+    trainer, run = train.prepare(config, tmp_path / "run", quiet=True)
+    trainer.fit(run, stop=lambda: trainer.step == 2)
+    _, run, _ = run_once(config, None, resume=run.path)
+    assert metrics(run) == metrics(whole) and len(metrics(run)) == 4
+
+
+def start(config, out, photos):
+    fields = configuration.to_record(tiny(photos, **config)) | {"distortions": TINY["distortions"]}
+    fields["graphs"] = tuple(fields["graphs"])
+    words = [sys.executable, "-m", "shamisa.train", *flags(**fields), *out, "--quiet"]
+    path = os.pathsep.join([str(Path(train.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        words, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_steps(run: Path, steps: int, process) -> None:
+    limit = time.monotonic() + 60
+    while not (run / "metrics.jsonl").is_file() or (run / "metrics.jsonl").read_text().count('"step"') < steps:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def test_kill_and_resume_equals_unbroken(photos, tmp_path):
+    fields = {"steps": 24, "checkpoint_every": 5}
+    _, whole, _ = run_once(tiny(photos, **fields), tmp_path / "whole")
+    process = start(fields, ["--out", str(tmp_path / "run")], photos)
+    wait_for_steps(tmp_path / "run", 12, process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    broken = runs.Run.open(tmp_path / "run")
+    assert broken.status()["status"] == "running"  # and not "finished"
+    assert runs.find_checkpoint(broken.path).step >= 5
+    status, run, _ = run_once(tiny(photos, **fields), None, resume=broken.path)
+    assert status == "finished" and len(metrics(run)) == 24
+    assert metrics(run) == metrics(whole)
+
+
+def test_sigterm_saves_and_ends(photos, tmp_path):
+    process = start({"steps": 100000, "checkpoint_every": 0}, ["--out", str(tmp_path / "run")], photos)
+    wait_for_steps(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    run = runs.Run.open(tmp_path / "run")
+    status = run.status()
+    assert status["status"] == "interrupted" and "SIGTERM" in status["message"]
+    assert runs.find_checkpoint(run.path).step == status["step"] == len(run.records()) >= 3
+
+
+def test_nan_stops_with_step_term_and_good_checkpoint(photos, tmp_path, capsys):
+    words = flags(
+        **({"refs": str(photos)} | TINY | {"lr": 1e30, "schedule": "constant", "steps": 20, "checkpoint_every": 0})
+    )
+    assert train.main([*words, "--out", str(tmp_path / "run"), "--quiet"]) == 1
+    message = capsys.readouterr().err
+    run = runs.Run.open(tmp_path / "run")
+    step = run.status()["step"]
+    assert run.status()["status"] == "failed"
+    assert f"step {step}: " in message and " is " in message and "step-" in message
+    assert [r["step"] for r in run.records()] == list(range(step))
+    checkpoint = runs.find_checkpoint(run.path)
+    assert checkpoint.step == step
+    for key, value in checkpoint.model_tensors().items():
+        assert bool(value.isfinite().all()), key
+    assert not (run.path / "curves.png").exists()
+
+
+def test_full_disk_keeps_the_last_checkpoint(photos, tmp_path, monkeypatch):
+    trainer, run = train.prepare(tiny(photos), tmp_path / "run", quiet=True)
+    real = runs.save_file
+
+    def full_at_4(tensors, path, **options):
+        if trainer.step >= 4:
+            raise OSError(28, "No space left on device")
+        real(tensors, path, **options)
+
+    monkeypatch.setattr(runs, "save_file", full_at_4)
+    with pytest.raises(train.TrainingError, match=r"step 4: .*No space left.*last good checkpoint: .*step-00000002"):
+        train.execute(trainer, run)
+    assert run.status()["status"] == "failed"
+    monkeypatch.undo()
+    status, _, _ = run_once(tiny(photos), None, resume=run.path)
+    assert status == "finished"
+
+
+def test_unreadable_photographs_are_named(photos, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for file in photos.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "broken.png").write_bytes(b"not a photograph")
+    _, run, _ = run_once(tiny(folder), tmp_path / "run")
+    skipped = [json.loads(line) for line in (run.path / "skipped.jsonl").read_text().splitlines()]
+    assert [s["name"] for s in skipped] == ["broken.png"] and skipped[0]["reason"]
+
+
+def test_too_many_unreadable_photographs_fail_the_run(photos, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(6):
+        (folder / f"{i}.png").write_bytes(b"not a photograph")
+    trainer, run = train.prepare(tiny(folder), tmp_path / "run", quiet=True)
+    with pytest.raises(train.TrainingError, match="step 0: no .*photograph.*last good checkpoint: none yet"):
+        train.execute(trainer, run)
+    assert run.status()["status"] == "failed"
+
+
+def test_resume_refuses_what_does_not_fit(unbroken, photos, tmp_path, capsys):
+    run = unbroken[0]
+    with pytest.raises(ValueError, match="seed of a resumed run must stay 0, got 5"):
+        train.prepare(tiny(photos, seed=5), resume=run.path)
+    for words, message in (
+        (["--resume", str(run.path), "--lr", "1"], "lr of a resumed run must stay"),
+        (["--resume", str(run.path), "--steps", "2"], "steps must be at least the 6"),
+        (["--resume", str(run.path)], "which finished all 6"),
+        (["--resume", str(run.path), "--preset", "demo"], "excludes --preset and --out"),
+        (["--resume", str(tmp_path)], "must be a run folder"),
+        (["--out", str(run.path), *flags(refs=str(photos), **TINY)], "holds a run that is finished"),
+    ):
+        before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
+        assert train.main([*words, "--quiet"]) == 2
+        assert message in capsys.readouterr().err
+        assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} == before
+
+
+def test_init_from_the_checkpoint_of_a_run(unbroken, photos):
+    file = unbroken[0].latest() / "model.safetensors"
+    encoder = train.Learner(tiny(photos, init=str(file))).encoder
+    for key, value in unbroken[1].model.encoder.state_dict().items():
+        assert torch.equal(encoder.state_dict()[key], value)
+
+
+def test_effective_rank_of_known_spectra():
+    assert train.effective_rank(
+        torch.randn(50, 1, generator=torch.Generator().manual_seed(0)) @ torch.ones(1, 8)
+    ) == pytest.approx(1, abs=1e-3)
+    q = torch.linalg.qr(torch.randn(64, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    q = torch.linalg.qr(q - q.mean(0))[0][:, :8]
+    assert train.effective_rank(q) == pytest.approx(8, rel=1e-3)
