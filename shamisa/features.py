@@ -215,7 +215,9 @@ class Features:
     failed: dict[int, PhotoError]  # position -> why
 
 
-def extract(extractor: Extractor, paths: Sequence[str | os.PathLike], *, progress: bool = True, label: str = "") -> Features:
+def extract(
+    extractor: Extractor, paths: Sequence[str | os.PathLike], *, progress: bool = True, label: str = ""
+) -> Features:
     """Features of many files, with a progress bar on stderr. Unreadable files are left out and listed in ``failed``.
 
     Raises ValueError where no file can be read, naming the first.

@@ -48,7 +48,11 @@ class Labels:
     def take(self, positions: Iterable[int]) -> Labels:
         """The labels of some images, in the order given."""
         positions = list(positions)
-        lists = {f: [v[i] for i in positions] for f in ("files", "reference", "distortion", "split") if (v := getattr(self, f))}
+        lists = {
+            f: [v[i] for i in positions]
+            for f in ("files", "reference", "distortion", "split")
+            if (v := getattr(self, f))
+        }
         return replace(self, score=self.score[positions], **lists)
 
 
@@ -111,7 +115,9 @@ def read_csv(
         matching = _pick(columns, accepted)
         if len(matching) != 1:
             fault = f"{len(matching)} such columns" if matching else "none of them"
-            raise LabelError(f"{path} must have one {what} column ({', '.join(accepted)}, or name it with {option}): {fault}, {found}")
+            raise LabelError(
+                f"{path} must have one {what} column ({', '.join(accepted)}, or name it with {option}): {fault}, {found}"
+            )
         return matching[0]
 
     file_name = column("file", file_column, "--file-column", FILE_COLUMNS)
@@ -141,7 +147,8 @@ def read_csv(
     low, high = scale or (float(score.min()), float(score.max()))
     if lower_better is None:
         lower_better = score_name.strip().lower() == "dmos"
-    return Labels(path.stem, files, score, low, high, lower_better, **extra)
+    name = f"{path.resolve().parent.name}-{path.stem}".lstrip("-")  # many label files are called labels.csv
+    return Labels(name, files, score, low, high, lower_better, **extra)
 
 
 def _part(text: str, where: str) -> str:
@@ -257,7 +264,9 @@ def _clive_mat(path: Path, spec: ImageSet) -> Labels:
     names = [str(np.asarray(n).item()) for n in names]
     if len(names) != len(score):
         raise LabelError(f"{path} must hold one score for each of {len(names)} images, got {len(score)}")
-    rows = [(f"Images/{n}", float(s)) for n, s in zip(names, score, strict=True) if not n.startswith("t")]  # t1..t7: training
+    rows = [
+        (f"Images/{n}", float(s)) for n, s in zip(names, score, strict=True) if not n.startswith("t")
+    ]  # t1..t7: training
     return _labels(spec, rows, False)
 
 
@@ -331,7 +340,9 @@ def read_set(name: str, root: str | os.PathLike) -> Labels:
         raise LabelError(f"dataset must be one of {', '.join(SETS)}, got {name!r}")
     spec, root = SETS[name], Path(root)
     if not root.is_dir():
-        raise LabelError(f"root of {spec.title} must be a folder holding {spec.layout}; got {root}, which is not a folder")
+        raise LabelError(
+            f"root of {spec.title} must be a folder holding {spec.layout}; got {root}, which is not a folder"
+        )
     for file, read in spec.readers:
         if (root / file).is_file():
             return read(root / file, spec)
@@ -361,7 +372,9 @@ def find_files(labels: Labels, root: str | os.PathLike) -> list[Path]:
                 missing.append(file)
         paths.append(path)
     if missing:
-        raise LabelError(f"{len(missing)} of {len(labels)} images of {labels.name} are missing in {root}, the first is {missing[0]}")
+        raise LabelError(
+            f"{len(missing)} of {len(labels)} images of {labels.name} are missing in {root}, the first is {missing[0]}"
+        )
     return paths
 
 
@@ -398,23 +411,31 @@ def check_split(labels: Labels, split: Split) -> Split:
         if len(part) < 2:
             raise LabelError(f"{p} of {split.origin} must have at least 2 images, got {len(part)}")
         if part.min() < 0 or part.max() >= len(labels):
-            raise LabelError(f"{p} of {split.origin} must hold positions in 0..{len(labels) - 1}, got {part.min()}..{part.max()}")
+            raise LabelError(
+                f"{p} of {split.origin} must hold positions in 0..{len(labels) - 1}, got {part.min()}..{part.max()}"
+            )
     together = np.concatenate([split.train, split.val, split.test])
     values, counts = np.unique(together, return_counts=True)
     if (counts > 1).any():
         twice = labels.files[values[counts > 1][0]]
-        raise LabelError(f"{split.origin} has {int((counts > 1).sum())} images in more than one part, the first is {twice}")
+        raise LabelError(
+            f"{split.origin} has {int((counts > 1).sum())} images in more than one part, the first is {twice}"
+        )
     if shared := shared_references(labels, split):
         raise LabelError(f"{split.origin} has {len(shared)} references in more than one part, the first is {shared[0]}")
     return split
 
 
-def _divide(labels: Labels, positions: np.ndarray, shares: tuple[float, ...], rng: np.random.Generator) -> list[np.ndarray]:
+def _divide(
+    labels: Labels, positions: np.ndarray, shares: tuple[float, ...], rng: np.random.Generator
+) -> list[np.ndarray]:
     """Random parts with the given shares of the images or, where there are references, of the references; the rest last."""
     keys = np.array(labels.reference, dtype=object)[positions] if labels.reference else positions
     groups = np.unique(keys)
     if len(groups) <= len(shares):
-        raise LabelError(f"{labels.name} must have more than {len(shares)} images or references to split, got {len(groups)}")
+        raise LabelError(
+            f"{labels.name} must have more than {len(shares)} images or references to split, got {len(groups)}"
+        )
     order = rng.permutation(len(groups))
     parts, start = [], 0
     for share in shares:

@@ -43,14 +43,16 @@ def open_encoder(checkpoint: str, seed: int = 0) -> Encoder:
 
 
 def open_device(name: str) -> torch.device:
-    """"auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; ValueError for one that is not there."""
+    """ "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; ValueError for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device must be auto, cpu or an available GPU (cuda, cuda:N), got {name!r}: {error}") from None
+        raise ValueError(
+            f"device must be auto, cpu or an available GPU (cuda, cuda:N), got {name!r}: {error}"
+        ) from None
     return device
 
 
@@ -95,7 +97,9 @@ def table(rows: list[tuple[str, list[dict]]]) -> str:
     """The printed table: one row for each (encoder, numbers of its splits)."""
     width = max(len(name) for name, _ in rows) + 2
     several = max(len(numbers) for _, numbers in rows) > 1
-    lines = [f"{'encoder':{width}}{'test':>6}  {'SRCC':>7}  {'PLCC':>7}  {'PLCC*':>7}  {'KRCC':>7}  {'RMSE':>8}  {'strength':>9}"]
+    lines = [
+        f"{'encoder':{width}}{'test':>6}  {'SRCC':>7}  {'PLCC':>7}  {'PLCC*':>7}  {'KRCC':>7}  {'RMSE':>8}  {'strength':>9}"
+    ]
     for name, numbers in rows:
         m = median(numbers)
         n = int(np.median([x["n"]["test"] for x in numbers]))
@@ -105,7 +109,10 @@ def table(rows: list[tuple[str, list[dict]]]) -> str:
         if several:
             spread = "  ".join(f"{m[k + '_std']:7.4f}" for k in ("srcc", "plcc", "plcc_logistic", "krcc"))
             lines.append(f"{'  standard deviation':{width}}{'':6}  {spread}  {m['rmse_std']:8.4f}")
-    lines.append("PLCC* is after a 4-parameter logistic fitted on the test images" + (f"; medians of {len(rows[0][1])} splits" if several else ""))
+    lines.append(
+        "PLCC* is after a 4-parameter logistic fitted on the test images"
+        + (f"; medians of {len(rows[0][1])} splits" if several else "")
+    )
     return "\n".join(lines)
 
 
@@ -139,11 +146,17 @@ def make_parser() -> argparse.ArgumentParser:
     labels.add_argument("--root", required=True, metavar="DIR", help="the folder that the files are relative to")
     labels.add_argument("--score-column", metavar="NAME", help="column of the scores [score, mos or dmos]")
     labels.add_argument("--file-column", metavar="NAME", help="column of the files [file, filename, image, ...]")
-    labels.add_argument("--lower-better", action="store_true", default=None, help="low scores are good ones [if named dmos]")
-    labels.add_argument("--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="ends of the scale [those of the scores]")
+    labels.add_argument(
+        "--lower-better", action="store_true", default=None, help="low scores are good ones [if named dmos]"
+    )
+    labels.add_argument(
+        "--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="ends of the scale [those of the scores]"
+    )
     split = parser.add_argument_group("splits")
     split.add_argument("--splits", type=int, metavar="N", help="random splits when the labels have none [10]")
-    split.add_argument("--split-files", metavar="DIR", help="published splits: train.npy, val.npy, test.npy of positions")
+    split.add_argument(
+        "--split-files", metavar="DIR", help="published splits: train.npy, val.npy, test.npy of positions"
+    )
     split.add_argument("--seed", type=int, default=0, help="of the splits and of untrained weights [0]")
     work = parser.add_argument_group("work")
     work.add_argument("--crop", type=int, default=224, help="side of the crops, pixels [224]")
@@ -159,11 +172,15 @@ def make_parser() -> argparse.ArgumentParser:
 def read_labels(given: argparse.Namespace) -> Labels:
     """Labels by --labels or --dataset; LabelError or ValueError where they cannot be had."""
     if (given.labels is None) == (given.dataset is None):
-        raise ValueError("give either --labels CSV or --dataset NAME, got " + ("none" if given.labels is None else "both"))
+        raise ValueError(
+            "give either --labels CSV or --dataset NAME, got " + ("none" if given.labels is None else "both")
+        )
     if given.dataset is not None:
         for name in ("score_column", "file_column", "lower_better", "scale"):
             if getattr(given, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')} belongs to --labels; --dataset {given.dataset} knows its own")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} belongs to --labels; --dataset {given.dataset} knows its own"
+                )
         return iqa_sets.read_set(given.dataset, given.root)
     if given.scale is not None and not given.scale[0] < given.scale[1]:
         raise ValueError(f"--scale must be LOW < HIGH, got {given.scale[0]:g} {given.scale[1]:g}")
@@ -187,7 +204,13 @@ def read_splits(given: argparse.Namespace, labels: Labels) -> list[Split]:
 
 
 def write_results(
-    out: Path, results: dict, labels: Labels, split: Split, prediction: np.ndarray, regressor: ridge.Regressor, title: str
+    out: Path,
+    results: dict,
+    labels: Labels,
+    split: Split,
+    prediction: np.ndarray,
+    regressor: ridge.Regressor,
+    title: str,
 ) -> None:
     """The files of the first split: predictions, scatter plot and regressor, and results.json last."""
     from .plots import scatter

@@ -155,7 +155,9 @@ class Regressor:
 
         path = Path(path)
         about = {"format": _FORMAT, **self.about}
-        content = save({"coef": self.coef.contiguous(), "intercept": self.intercept.reshape(1)}, {"shamisa": json.dumps(about)})
+        content = save(
+            {"coef": self.coef.contiguous(), "intercept": self.intercept.reshape(1)}, {"shamisa": json.dumps(about)}
+        )
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_bytes(content)
         os.replace(temporary, path)
@@ -177,7 +179,9 @@ class Regressor:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"cannot read the regressor {path}: {error}") from None
         if text is None or set(tensors) != {"coef", "intercept"}:
-            raise ValueError(f"{path} must be a regressor written by shamisa.probe, got a file with {', '.join(tensors)}")
+            raise ValueError(
+                f"{path} must be a regressor written by shamisa.probe, got a file with {', '.join(tensors)}"
+            )
         about = json.loads(text)
         if about.get("format") != _FORMAT or any(k not in about for k in cls.REQUIRED):
             raise ValueError(f"{path} must be a regressor of format {_FORMAT}, got format {about.get('format')!r}")

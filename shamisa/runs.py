@@ -255,13 +255,10 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         name, _, kind = key.partition("|")
         if name not in parameters or (value.dim() and value.shape != parameters[name].shape):
             raise RunError(f"optimizer state {key} {list(value.shape)} does not fit any parameter of this model")
-        device = "cpu" if kind == "step" else parameters[name].device  # torch keeps step counters on the CPU
-        layout = torch.preserve_format
-        if value.dim() == 4 and parameters[name].is_contiguous(memory_format=torch.channels_last):
-            layout = torch.channels_last
-        optimizer.state[parameters[name]][kind] = (
-            value.to(device).contiguous(memory_format=layout) if value.dim() == 4 else value.to(device)
-        )
+        # the layout of the parameter, because sums over another layout could round differently
+        last = value.dim() == 4 and parameters[name].is_contiguous(memory_format=torch.channels_last)
+        value = value.contiguous(memory_format=torch.channels_last) if last else value
+        optimizer.state[parameters[name]][kind] = value if kind == "step" else value.to(parameters[name].device)
 
 
 @dataclass(frozen=True)

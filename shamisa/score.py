@@ -74,7 +74,9 @@ class Scorer:
 
 def _uint8(image: Tensor) -> Tensor:
     if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3:
-        raise ValueError(f"images must be tensors [3, H, W], got {list(getattr(image, 'shape', [])) or type(image).__name__}")
+        raise ValueError(
+            f"images must be tensors [3, H, W], got {list(getattr(image, 'shape', [])) or type(image).__name__}"
+        )
     if image.dtype == torch.uint8:
         return image.cpu()
     if not image.dtype.is_floating_point:
@@ -84,7 +86,9 @@ def _uint8(image: Tensor) -> Tensor:
     return (image.float() * 255).round().to(torch.uint8).cpu()
 
 
-def load_scorer(checkpoint: str, regressor: str | os.PathLike, *, device: str = "auto", batch: int = 8, workers: int = 2) -> Scorer:
+def load_scorer(
+    checkpoint: str, regressor: str | os.PathLike, *, device: str = "auto", batch: int = 8, workers: int = 2
+) -> Scorer:
     """A scorer from a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
     fitted = Regressor.load(regressor)
     return Scorer(open_encoder(checkpoint), fitted, device=open_device(device), batch=batch, workers=workers)
@@ -172,13 +176,18 @@ class Table:
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="shamisa score", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="shamisa score",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="photographs, folders, patterns, .txt lists")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="as in python -m shamisa.probe")
     parser.add_argument("--regressor", required=True, metavar="FILE", help="regressor.safetensors written by the probe")
     parser.add_argument("--out", default="scores.csv", metavar="FILE", help="the table, .csv or .jsonl [scores.csv]")
-    parser.add_argument("--resume", action="store_true", help="go on with the table: what has a row is not scored again")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the table: what has a row is not scored again"
+    )
     parser.add_argument("--batch", type=int, default=8, help="photographs per call of the encoder, ten crops each [8]")
     parser.add_argument("--workers", type=int, default=2, help="threads that decode; each holds one photograph [2]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N [auto]")
@@ -227,8 +236,10 @@ def run(given: argparse.Namespace) -> int:
             bar.update()
     for error in failed:
         print(f"cannot be scored: {printable(error.path)}: {error.reason}", file=sys.stderr)
+    scored = len(todo) - (len(failed) - len(closed))
     count = len(failed) + table.failed
-    print(f"{out}: {len(paths)} photographs, {len(todo)} scored now, {count} could not be read")
+    earlier = f", {len(table.done)} rows from before" if table.done else ""
+    print(f"{out}: {scored} of {len(paths)} photographs scored{earlier}; {count} could not be read")
     return count
 
 

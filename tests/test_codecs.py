@@ -13,6 +13,7 @@ import torch
 from skimage.data import astronaut, chelsea, coffee, hubble_deep_field
 from skimage.metrics import structural_similarity
 
+from shamisa import distort, ops
 from shamisa.reference import jpeg2000 as j2k
 from shamisa.reference.jpeg import jpeg
 from shamisa.reference.jpeg2000 import jpeg2000
@@ -190,6 +191,38 @@ def test_log_gamma_table_does_not_depend_on_libm():
 
 
 # ---- Both
+
+DEVICES = [
+    device
+    for device, present in (("cpu", True), ("cuda", torch.cuda.is_available()))
+    if present and ops.has_kernel("distort", device)
+]
+
+
+def compiled(name: str, images: torch.Tensor, value: torch.Tensor, device: str) -> torch.Tensor:
+    return distort(images.to(device), name, value=value.to(device, torch.float32), backend="native").cpu()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [*SMALL_SIZES, (129, 128), (130, 200), (224, 224), (300, 131)])
+def test_compiled_codecs_equal_the_reference(size, device):
+    """Bit for bit, on photographs and on noise, with tag trees of several levels in the largest size."""
+    noise = torch.randint(0, 256, (2, 3, *size), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    noise[1] = (noise[1] > 127).to(torch.uint8) * 255
+    images = torch.cat((photos(3, *size), noise))
+    for name, codec, values in (
+        ("jpeg", jpeg, ([1, 12, 43, 50, 90], [100, 75, 24, 7, 4])),
+        ("jpeg2000", jpeg2000, ([16, 45, 170.5, 1, 24], [1.25, 3, 90, 200, 4])),
+    ):
+        for value in values:
+            value = torch.tensor(value)
+            exact(compiled(name, images, value, device), codec(images, value))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compiled_jpeg_equals_libjpeg_at_every_quality(device):
+    images, quality = photos(100, 75, 101), torch.arange(1, 101)
+    exact(compiled("jpeg", images, quality, device), pillow_jpeg(images, quality))
 
 
 @pytest.mark.parametrize("codec, value", [(jpeg, [10, 43, 90]), (jpeg2000, [16, 45, 170])])

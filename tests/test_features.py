@@ -64,7 +64,9 @@ def test_small_photographs_are_mirrored(height, width):
         return position
 
     rows = [mirrored(i - (crop - height) // 2, height) for i in range(crop)]
-    assert torch.equal(crops[0], p[:, rows][:, :, [mirrored(i - max(0, (crop - width) // 2), width) for i in range(crop)]])
+    assert torch.equal(
+        crops[0], p[:, rows][:, :, [mirrored(i - max(0, (crop - width) // 2), width) for i in range(crop)]]
+    )
 
 
 def test_half_size_is_a_smooth_halving():
@@ -81,7 +83,10 @@ def test_features_hold_both_scales_crop_by_crop():
     extractor = features.Extractor(Means(), crop=16)
     found = extractor([p])
     assert found.shape == (1, 5, 6) and found.dtype == torch.float32
-    full, half = (c.float().mean((2, 3)) / 255 for c in (features.five_crops(p, 16), features.five_crops(features.half_size(p), 16)))
+    full, half = (
+        c.float().mean((2, 3)) / 255
+        for c in (features.five_crops(p, 16), features.five_crops(features.half_size(p), 16))
+    )
     assert_close(found[0], torch.cat([full, half], 1), atol=1e-6, rtol=1e-5)
 
 
@@ -135,7 +140,11 @@ def test_hash_tells_encoders_apart():
         (lambda: features.Extractor(Means(float("nan")), crop=8)([photo(9, 9)]), RuntimeError, "finite features"),
         (lambda: features.Extractor(nn.Conv2d(3, 2, 3), crop=8)([photo(9, 9)]), RuntimeError, r"must give \[N, F\]"),
         (lambda: features.extract(features.Extractor(Means()), []), ValueError, "at least one file"),
-        (lambda: features.extract(features.Extractor(Means()), ["no.png"], progress=False), ValueError, "none of the 1 .*no.png"),
+        (
+            lambda: features.extract(features.Extractor(Means()), ["no.png"], progress=False),
+            ValueError,
+            "none of the 1 .*no.png",
+        ),
     ],
 )
 def test_errors(call, error, message):

@@ -18,7 +18,9 @@ def write(folder, name, text):
 
 def labels(n=40, references=None, split=None):
     reference = [f"r{i % references}" for i in range(n)] if references else None
-    return Labels("some", [f"{i}.png" for i in range(n)], np.arange(n, dtype=float), 0, n, False, reference, None, split)
+    return Labels(
+        "some", [f"{i}.png" for i in range(n)], np.arange(n, dtype=float), 0, n, False, reference, None, split
+    )
 
 
 # set, label file, its text, then what the rows must become: files, scores, references, distortions
@@ -68,7 +70,9 @@ FORMATS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name, file, text, files, scores, references, distortions", FORMATS, ids=[f"{f[0]}-{f[1]}" for f in FORMATS])
+@pytest.mark.parametrize(
+    "name, file, text, files, scores, references, distortions", FORMATS, ids=[f"{f[0]}-{f[1]}" for f in FORMATS]
+)
 def test_label_formats(tmp_path, name, file, text, files, scores, references, distortions):
     write(tmp_path, file, text)
     found, spec = iqa_sets.read_set(name, tmp_path), iqa_sets.SETS[name]
@@ -85,7 +89,10 @@ def test_live_and_clive_from_matlab(tmp_path):
 
     n = 982
     orgs = np.arange(n) % 5 == 0
-    savemat(tmp_path / "dmos_realigned.mat", {"dmos_new": np.arange(n, dtype=float)[None], "orgs": orgs[None].astype(np.uint8)})
+    savemat(
+        tmp_path / "dmos_realigned.mat",
+        {"dmos_new": np.arange(n, dtype=float)[None], "orgs": orgs[None].astype(np.uint8)},
+    )
     savemat(tmp_path / "refnames_all.mat", {"refnames_all": names([f"r{i}.bmp" for i in range(n)])})
     live = iqa_sets.read_set("live", tmp_path)
     assert len(live) == int((~orgs).sum())
@@ -126,7 +133,11 @@ def test_csv_columns(tmp_path):
         ("", {}, "found an empty file"),
         ("file,score\n", {}, "at least one row"),
         ("image_id,score\na,1\n", {}, r"one file column \(file, .*found image_id, score"),
-        ("file,quality\na,1\n", {}, r"one score column \(score, mos, dmos, or name it with --score-column\).*found file, quality"),
+        (
+            "file,quality\na,1\n",
+            {},
+            r"one score column \(score, mos, dmos, or name it with --score-column\).*found file, quality",
+        ),
         ("file,mos,dmos\na,1,2\n", {}, "2 such columns"),
         ("file,score\na,1\n", {"score_column": "mos"}, r"score column mos \(--score-column\), found file, score"),
         ("file,score\na,1\n", {"file_column": "f"}, r"file column f \(--file-column\)"),
@@ -155,7 +166,12 @@ def test_unreadable_labels(tmp_path):
     "name, file, text, message",
     [
         ("imagenet", None, "", "dataset must be one of live, csiq"),
-        ("tid2013", None, "", "must hold TID2013: distorted_images/ .*none of mos_with_names.txt, TID2013.txt, labels.csv found"),
+        (
+            "tid2013",
+            None,
+            "",
+            "must hold TID2013: distorted_images/ .*none of mos_with_names.txt, TID2013.txt, labels.csv found",
+        ),
         ("tid2013", "mos_with_names.txt", "5.5 a b\n", "line 1 must be a file name and a score"),
         ("tid2013", "mos_with_names.txt", "5.5 photo.bmp\n", "must name files like"),
         ("kadid10k", "names_with_mos.txt", "I01_01_01.png good\n", "score must be a number"),
@@ -222,8 +238,14 @@ def test_official_split(references):
     "some, message",
     [
         (labels(10, None, ["train"] * 10), r"must have rows of test, got \['train'\]"),
-        (labels(10, 2, ["train"] * 5 + ["test"] * 5), "more than 1 images or references|references in more than one part"),
-        (labels(8, 4, ["train", "val", "test", "train"] + ["val", "val", "test", "train"]), "1 references in more than one part, the first is r0"),
+        (
+            labels(10, 2, ["train"] * 5 + ["test"] * 5),
+            "more than 1 images or references|references in more than one part",
+        ),
+        (
+            labels(8, 4, ["train", "val", "test", "train"] + ["val", "val", "test", "train"]),
+            "1 references in more than one part, the first is r0",
+        ),
         (labels(10, 2), "more than 2 images or references to split, got 2"),
         (labels(3), "must have at least 2 images"),
     ],

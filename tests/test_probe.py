@@ -39,7 +39,16 @@ def data(tmp_path_factory):
 
 
 def call(data, out, *extra, checkpoint=SMALL, labels="labels.csv"):
-    arguments = ["--checkpoint", str(checkpoint), "--labels", str(data / labels), "--root", str(data), "--out", str(out)]
+    arguments = [
+        "--checkpoint",
+        str(checkpoint),
+        "--labels",
+        str(data / labels),
+        "--root",
+        str(data),
+        "--out",
+        str(out),
+    ]
     return probe.main([*arguments, *FAST, *extra])
 
 
@@ -102,7 +111,17 @@ def test_published_splits_and_data_set_by_name(data, tmp_path):
     order = np.random.default_rng(0).permutation(N)
     for part, positions in (("train", order[:30]), ("val", order[30:38]), ("test", order[38:])):
         np.save(tmp_path / f"{part}.npy", np.stack([positions, positions]))
-    arguments = ["--checkpoint", SMALL, "--dataset", "biq2021", "--root", str(data), "--out", str(tmp_path / "o"), *FAST]
+    arguments = [
+        "--checkpoint",
+        SMALL,
+        "--dataset",
+        "biq2021",
+        "--root",
+        str(data),
+        "--out",
+        str(tmp_path / "o"),
+        *FAST,
+    ]
     assert probe.main([*arguments, "--split-files", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "o" / "results.json").read_text())
     assert results["labels"] == "BIQ2021" and results["scale"] == {"low": 0, "high": 1, "lower_better": False}
@@ -141,7 +160,10 @@ def test_quality_runs_from_bad_to_good():
         (None, "cannot read the regressor"),
         (b"text", "cannot read the regressor"),
         (({"coef": torch.ones(2)}, None), "must be a regressor written by shamisa.probe, got a file with coef"),
-        (({"coef": torch.ones(2), "intercept": torch.ones(1)}, {"shamisa": '{"format": 9}'}), "regressor of format 1, got format 9"),
+        (
+            ({"coef": torch.ones(2), "intercept": torch.ones(1)}, {"shamisa": '{"format": 9}'}),
+            "regressor of format 1, got format 9",
+        ),
     ],
 )
 def test_regressors_that_cannot_be_read(tmp_path, content, message):
@@ -161,12 +183,12 @@ def test_regressors_that_cannot_be_read(tmp_path, content, message):
         ({"--dataset": "live"}, "got both"),
         ({"--labels": "none.csv"}, "cannot read labels"),
         ({"--root": "none"}, "root must be a folder"),
-        ({"--root": ".."}, "48 of 48 images of labels are missing"),
+        ({"--root": ".."}, "48 of 48 images of set0-labels are missing"),
         ({"--score-column": "quality"}, "must have the score column quality .* found file, mos, split"),
         ({"--scale": ["5", "5"]}, "--scale must be LOW < HIGH, got 5 5"),
         ({"--labels": None, "--dataset": "live", "--score-column": "x"}, "--score-column belongs to --labels"),
         ({"--labels": None, "--dataset": "live", "--root": "empty"}, "must hold LIVE: jp2k/ .* dmos_realigned.mat"),
-        ({"--splits": "3"}, "labels has a split column"),
+        ({"--splits": "3"}, "set0-labels has a split column"),
         ({"--splits": "0"}, "--splits must be at least 1, got 0"),
         ({"--split-files": "none"}, "cannot read the split"),
         ({"--checkpoint": "none"}, "checkpoint must be a run folder"),
@@ -180,7 +202,13 @@ def test_regressors_that_cannot_be_read(tmp_path, content, message):
 def test_bad_input_is_told_before_any_work(data, tmp_path, capsys, monkeypatch, change, message):
     monkeypatch.setattr(probe, "extract", None)  # must not be reached
     (data / "empty").mkdir(exist_ok=True)
-    given = {"--checkpoint": SMALL, "--labels": "labels.csv", "--root": ".", "--out": str(tmp_path / "out"), "--device": "cpu"}
+    given = {
+        "--checkpoint": SMALL,
+        "--labels": "labels.csv",
+        "--root": ".",
+        "--out": str(tmp_path / "out"),
+        "--device": "cpu",
+    }
     given.update(change)
     for key in ("--labels", "--root", "--split-files"):
         if given.get(key):

@@ -247,6 +247,19 @@ def test_all_rows_equal():
     assert out.total.isfinite() and all(g.isfinite().all() for g in gradients)
 
 
+@pytest.mark.parametrize("which", range(4), ids=["z_ref", "z_dist", "h_ref", "h_dist"])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_nan_shows(which, everywhere):
+    """NaN neither crashes nor disappears: it reaches the total. (Nothing checks for it: that would wait for the device.)"""
+    leaves, plan = batch(1)
+    with torch.no_grad():
+        leaves[which][(slice(None),) if everywhere else (0, 1)] = torch.nan
+    out = small_loss()(*leaves, plan)
+    assert out.total.isnan()
+    assert out.graph.index.min() >= 0 and out.graph.index.max() < out.graph.nodes
+    torch.autograd.grad(out.total, leaves)
+
+
 @pytest.mark.parametrize("sizes", [(1, 2, 1, 1), (1, 2, 2, 2), (3, 2, 1, 2), (1, 3, 1, 2), (3, 3, 1, 1), (1, 4, 3, 1)])
 def test_few_nodes(sizes):
     """Fewer than 31 neighbours, graphs without any edge, more transport places than pairs, odd numbers of rows."""

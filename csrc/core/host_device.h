@@ -21,9 +21,10 @@
   }
 
 #if defined(__CUDACC__)
-// SHAMISA_HD: a small function for both sides. SHAMISA_OP: a template over a Team (uses barriers, so device only).
+// SHAMISA_HD: a small function for both sides. SHAMISA_OP: a template over a Team (uses barriers, so device only). Not
+// inlined: in one function the registers of the hungriest op would be spilled in all of them.
 #define SHAMISA_HD __host__ __device__ __forceinline__
-#define SHAMISA_OP __device__ __forceinline__
+#define SHAMISA_OP __device__ __noinline__
 #define SHAMISA_INDEPENDENT
 #define SHAMISA_RESTRICT __restrict__
 #elif defined(__GNUC__)

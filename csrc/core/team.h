@@ -30,7 +30,9 @@ SHAMISA_BEGIN
 constexpr int small_bytes = 32 * 1024;  // of fast memory for one stage
 
 // ---- CPU -------------------------------------------------------------------------------------------------------------
-#if !defined(__CUDACC__)
+#if defined(__CUDACC__)
+struct ThreadTeam;  // known by name, for overloads
+#else
 struct ThreadTeam {
   unsigned char* fast;  // [small_bytes], aligned to 64
   int used = 0;

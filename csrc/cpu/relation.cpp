@@ -18,11 +18,9 @@
 namespace shamisa {
 
 #if defined(SHAMISA_X86)
-RelationLevel relation_v2();
-RelationLevel relation_v3();
-RelationLevel relation_v4();
+extern const RelationKernels relation_v2, relation_v3, relation_v4;
 #else
-RelationLevel relation_any();
+extern const RelationKernels relation_any;
 #endif
 
 namespace {
@@ -30,29 +28,23 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-const RelationLevel& level() {
-  static const RelationLevel chosen = [] {
+const RelationKernels& level() {
 #if defined(SHAMISA_X86)
-    switch (shamisa::kernels().level[1]) {
-      case '4': return relation_v4();
-      case '3': return relation_v3();
-    }
-    return relation_v2();
+  static const char name = shamisa::kernels().level[1];
+  return name == '4' ? relation_v4 : name == '3' ? relation_v3 : relation_v2;
 #else
-    return relation_any();
+  return relation_any;
 #endif
-  }();
-  return chosen;
 }
 
 template <class T>
-const RelationKernels<T>& kernels();
+const TypedRelationKernels<T>& typed();
 template <>
-const RelationKernels<float>& kernels<float>() {
+const TypedRelationKernels<float>& typed<float>() {
   return level().f32;
 }
 template <>
-const RelationKernels<double>& kernels<double>() {
+const TypedRelationKernels<double>& typed<double>() {
   return level().f64;
 }
 
@@ -106,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
   const Tensor mutual = make({N, k}, ScalarType::Bool);
   with_type(compute_type(h), [&](auto t) {
     using T = decltype(t);
-    const RelationKernels<T>& run = kernels<T>();
+    const TypedRelationKernels<T>& run = typed<T>();
     const int candidates = (int)(k + neighbor_margin < N - 1 ? k + neighbor_margin : N - 1);
     const int64_t panels = (N + run.panel_rows - 1) / run.panel_rows;
     const Tensor packed = make({panels * run.panel_rows * F}, type_of<T>), norm = make({N}, type_of<T>);
@@ -145,7 +137,7 @@ Tensor apply_laplacian(const Tensor& x, int64_t M, I i, J j, Value value) {
   const Tensor out = make({N, D}, type_of<T>);
   parallel((D + laplacian_columns - 1) / laplacian_columns, (2 * M + N) * laplacian_columns, [&](int64_t a, int64_t b) {
     for (int64_t c = a * laplacian_columns; c < D && c < b * laplacian_columns; c += laplacian_columns)
-      kernels<T>().laplacian(read<T>(x), N, D, edges, c, D - c < laplacian_columns ? D - c : laplacian_columns, data<T>(out));
+      typed<T>().laplacian(read<T>(x), N, D, edges, c, D - c < laplacian_columns ? D - c : laplacian_columns, data<T>(out));
   });
   return out;
 }
@@ -182,7 +174,7 @@ std::tuple<Tensor, Tensor, Tensor> transport_graph(Tensor log_p, int64_t edges, 
   const Tensor x = dense(log_p, ScalarType::Double);
   const double* lp = read<double>(x);
   const std::vector<double> p = probabilities(lp, N * K);
-  const RelationKernels<double>& wide = kernels<double>();
+  const TypedRelationKernels<double>& wide = typed<double>();
   const int64_t panels = (N + wide.panel_rows - 1) / wide.panel_rows, stride = panels * wide.panel_rows;
   std::vector<double> packed(stride * K);
   parallel(panels, wide.panel_rows * K, [&](int64_t a, int64_t b) { wide.pack(p.data(), N, K, a, b, packed.data()); });
@@ -207,7 +199,7 @@ std::tuple<Tensor, Tensor, Tensor> transport_graph(Tensor log_p, int64_t edges, 
         const int64_t m = none ? 1 : per_row ? row_edges : M, room = m + (m < 4096 ? 4096 : m);
         kept[s].resize(room);
         Smallest best = {kept[s].data(), m, room, 0, -INFINITY};
-        found[s] = kernels<T>().transport_rows(g, first, end < N ? end : N, score.data(), &best, to_j);
+        found[s] = typed<T>().transport_rows(g, first, end < N ? end : N, score.data(), &best, to_j);
         level().shrink(&best);
         kept[s].resize(none || per_row ? 0 : best.n);
       }
@@ -278,7 +270,7 @@ std::tuple<Tensor, Tensor> pair_cost(Tensor z, Tensor weight, Tensor index) {
   with_type(type, [&](auto t) {
     using T = decltype(t);
     T* s = data<T>(squared);
-    parallel(M, E, [&](int64_t a, int64_t b) { kernels<T>().pair_squared(read<T>(x), E, i, j, a, b, s); });
+    parallel(M, E, [&](int64_t a, int64_t b) { typed<T>().pair_squared(read<T>(x), E, i, j, a, b, s); });
     double sum = 0;
     for (int64_t e = 0; e < M; ++e) sum += (double)read<T>(w)[e] * (double)s[e];
     *data<T>(cost) = (T)(sum / (double)(N * E));

@@ -16,12 +16,12 @@ SHAMISA_BEGIN
 // Bytes of Scratch that an op uses, for the launcher, which allocates the largest of the ops it may meet.
 SHAMISA_HD int64_t op_scratch(int opcode, int H, int W) {
   switch (opcode) {
-    case op_jpeg2000: return jpeg2000_scratch(H, W);
     case op_gaussian_blur: return gaussian_blur_scratch(H, W);
     case op_lens_blur: return lens_blur_scratch(H, W);
     case op_motion_blur: return motion_blur_scratch(H, W);
     case op_color_diffusion: return color_diffusion_scratch(H, W);
     case op_color_shift: return color_shift_scratch(H, W);
+    case op_jpeg2000: return jpeg2000_scratch(H, W);
     case op_jpeg: return jpeg_scratch(H, W);
     case op_jitter: return jitter_scratch(H, W);
     case op_pixelate: return pixelate_scratch(H, W);

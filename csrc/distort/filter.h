@@ -49,8 +49,7 @@ SHAMISA_HD const float* gaussian_taps(Team& team, double sigma, int radius) {
 // Gaussian filter of a plane, down the columns, then along the rows; out may be in. unit: the plane is in [0, 1], and so is
 // the result.
 template <bool unit, class Team>
-SHAMISA_OP void gaussian(Team& team, const float* in, float* out, float* padded, int H, int W, const float* taps,
-                         int radius) {
+SHAMISA_OP void gaussian(Team& team, const float* in, float* out, float* padded, int H, int W, const float* taps, int radius) {
   const int stride = W + 2 * radius;
   team.template tiles<32>(H, W, [=](int y, int x, auto lanes) {
     using P = Pack<decltype(lanes)::width>;
@@ -76,8 +75,7 @@ SHAMISA_OP void gaussian_blur(Team& team, Image image, Scratch scratch, float va
   if (radius == 0) return;
   float* padded = scratch.take<float>((int64_t)image.H * (image.W + 2 * radius));
   const float* taps = gaussian_taps(team, value, radius);
-  for (int c = 0; c < 3; ++c)
-    gaussian<true>(team, image.plane(c), image.plane(c), padded, image.H, image.W, taps, radius);
+  for (int c = 0; c < 3; ++c) gaussian<true>(team, image.plane(c), image.plane(c), padded, image.H, image.W, taps, radius);
 }
 SHAMISA_HD int64_t gaussian_blur_scratch(int H, int W) { return padded_bytes(H, W, gaussian_radius); }
 

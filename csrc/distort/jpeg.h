@@ -22,12 +22,11 @@ struct Planes {
 
 // Annex K of ITU-T T.81: step sizes at quality 50.
 SHAMISA_HD int standard_step(bool chroma, int row, int column) {
-  constexpr uint8_t luma_table[64] = {
-      16, 11, 10, 16, 24,  40,  51,  61,  12, 12, 14, 19, 26,  58,  60,  55,   //
-      14, 13, 16, 24, 40,  57,  69,  56,  14, 17, 22, 29, 51,  87,  80,  62,   //
-      18, 22, 37, 56, 68,  109, 103, 77,  24, 35, 55, 64, 81,  104, 113, 92,   //
-      49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99};
-  constexpr uint8_t chroma_table[16] = {17, 18, 24, 47, 18, 21, 26, 66, 24, 26, 56, 99, 47, 66, 99, 99};
+  static constexpr uint8_t luma_table[64] = {16, 11, 10, 16, 24,  40,  51,  61,  12, 12, 14, 19, 26,  58,  60,  55,  //
+                                             14, 13, 16, 24, 40,  57,  69,  56,  14, 17, 22, 29, 51,  87,  80,  62,  //
+                                             18, 22, 37, 56, 68,  109, 103, 77,  24, 35, 55, 64, 81,  104, 113, 92,  //
+                                             49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99};
+  static constexpr uint8_t chroma_table[16] = {17, 18, 24, 47, 18, 21, 26, 66, 24, 26, 56, 99, 47, 66, 99, 99};
   if (chroma) return row < 4 && column < 4 ? chroma_table[4 * row + column] : 99;
   return luma_table[8 * row + column];
 }
@@ -38,8 +37,18 @@ SHAMISA_HD int step_size(int standard, int quality) {
 
 // Rotations of the fast DCT of Loeffler, Ligtenberg and Moschytz (1989), with 13 fractional bits.
 enum : int {
-  c0_298 = 2446, c0_390 = 3196, c0_541 = 4433, c0_765 = 6270, c0_899 = 7373, c1_175 = 9633,
-  c1_501 = 12299, c1_847 = 15137, c1_961 = 16069, c2_053 = 16819, c2_562 = 20995, c3_072 = 25172
+  c0_298 = 2446,
+  c0_390 = 3196,
+  c0_541 = 4433,
+  c0_765 = 6270,
+  c0_899 = 7373,
+  c1_175 = 9633,
+  c1_501 = 12299,
+  c1_847 = 15137,
+  c1_961 = 16069,
+  c2_053 = 16819,
+  c2_562 = 20995,
+  c3_072 = 25172
 };
 
 SHAMISA_HD int descale(int value, int bits) { return (value + (1 << (bits - 1))) >> bits; }

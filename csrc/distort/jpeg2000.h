@@ -23,9 +23,9 @@ enum : int {
 
 // L2 norms of the synthesis basis vectors, by band and level (LL: number of levels)
 SHAMISA_HD double norm_of(int orient, int level) {
-  constexpr double ll[8] = {1.0, 1.5, 2.75, 5.375, 10.68, 21.34, 42.67, 85.33};
-  constexpr double hl[7] = {1.038, 1.592, 2.919, 5.703, 11.33, 22.64, 45.25};
-  constexpr double hh[7] = {0.7186, 0.9218, 1.586, 3.043, 6.019, 12.01, 24.0};
+  static constexpr double ll[8] = {1.0, 1.5, 2.75, 5.375, 10.68, 21.34, 42.67, 85.33};
+  static constexpr double hl[7] = {1.038, 1.592, 2.919, 5.703, 11.33, 22.64, 45.25};
+  static constexpr double hh[7] = {0.7186, 0.9218, 1.586, 3.043, 6.019, 12.01, 24.0};
   return orient == LL ? ll[level] : orient == HH ? hh[level] : hl[level];
 }
 SHAMISA_HD int floor_log2(unsigned n) {  // n >= 1
@@ -58,7 +58,8 @@ SHAMISA_HD Band band_of(int i, int H, int W, int levels) {
   band.packet = 3 * resolution + band.channel;
   band.orient = i < 3 ? (int)LL : HL + (i - 3) % 3;
   band.level = levels - resolution;
-  const int above = i < 3 ? levels : band.level + 1, low_h = (H + (1 << above) - 1) >> above, low_w = (W + (1 << above) - 1) >> above;
+  const int above = i < 3 ? levels : band.level + 1, low_h = (H + (1 << above) - 1) >> above,
+            low_w = (W + (1 << above) - 1) >> above;
   const int full_h = i < 3 ? low_h : (H + (1 << band.level) - 1) >> band.level;
   const int full_w = i < 3 ? low_w : (W + (1 << band.level) - 1) >> band.level;
   const bool right = band.orient == HL || band.orient == HH, down = band.orient == LH || band.orient == HH;
@@ -72,9 +73,9 @@ SHAMISA_HD Band band_of(int i, int H, int W, int levels) {
 }
 
 struct CodeBlock {
-  int64_t bits;           // code length so far, in 1/256
-  double gained, weight;  // decrease of the squared error so far; of one unit of it in plane 0
-  int64_t place;          // of its first sample
+  int64_t bits;                                    // code length so far, in 1/256
+  double gained, weight;                           // decrease of the squared error so far; of one unit of it in plane 0
+  int64_t place;                                   // of its first sample
   int rows, columns, first_stripe, orient, shift;  // shift: floor(log2(norm)), planes by which it outweighs
   int depth, passes, spent, kept;                  // bit planes; passes coded, their bytes; passes kept
   int count[count_found];
@@ -97,7 +98,8 @@ SHAMISA_HD Sizes sizes_of(int H, int W) {
     const Band band = band_of(i, H, W, levels);
     sizes.blocks += band.rows * band.columns;
     sizes.nodes += band.rows * band.columns + nodes_above(band.rows, band.columns);
-    sizes.stripes += band.columns * (band.rows - 1) * (block_size / 4) + band.columns * ((band.h - (band.rows - 1) * block_size + 3) / 4);
+    sizes.stripes +=
+        band.columns * (band.rows - 1) * (block_size / 4) + band.columns * ((band.h - (band.rows - 1) * block_size + 3) / 4);
   }
   return sizes;
 }
@@ -181,15 +183,16 @@ SHAMISA_OP void cut_block(Group& group, const State& state, CodeBlock& block, co
   const int16_t* const from = coefficients + block.place;
   const uint64_t full = columns == 64 ? ~(uint64_t)0 : ((uint64_t)1 << columns) - 1;
   group.each(4 * words.stripes, [=](int r) {
-    uint64_t* const row = words.slot(r / 4, 0) + r % 4;
+    uint64_t* const row = words.row(r, 0);
     pack_row(from + (r < rows ? r : 0) * W, r < rows ? columns : 0, row);
     row[4 * slot_inside] = r < rows ? full : 0;
     row[4 * slot_significant] = row[4 * slot_refined] = row[4 * slot_members] = 0;
   });
-  const int depth = group.template max<int>(words.stripes, [=](int s) {
-    for (int p = plane_count; p > 0; --p)
-      if (words.at(s, p - 1).any()) return p;
-    return 0;
+  typedef Unit<Group> U;
+  const int depth = group.template max<int>(words.units<U>(), [=](int u) {
+    int p = plane_count;
+    while (p > 0 && !words.at<U>(u, p - 1).any()) --p;
+    return p;
   });
   group.serial([&] { block.depth = depth; });
 }
@@ -198,7 +201,8 @@ SHAMISA_OP void cut_block(Group& group, const State& state, CodeBlock& block, co
 template <class Group>
 SHAMISA_OP void truncate_block(Group& group, const State& state, const CodeBlock& block, int16_t* coefficients, int W) {
   const BlockWords words = state.words_of(block);
-  const int rows = block.rows, columns = block.columns, kept = block.kept, chunks = (columns + 7) / 8;
+  typedef Unit<Group> U;
+  const int rows = block.rows, columns = block.columns, kept = block.kept;
   int16_t* const to = coefficients + block.place;
   if (kept == 0) {
     group.each(rows, [=](int r) {
@@ -208,32 +212,36 @@ SHAMISA_OP void truncate_block(Group& group, const State& state, const CodeBlock
   }
   const int kind = (kept + 1) % 3, p = block.depth - 1 - (kept + 1) / 3;
   if (kind != 2) {
-    group.each(words.stripes, [=](int s) {
-      Quad significant = Quad::zero();
-      for (int i = p + 1; i < plane_count; ++i) significant = significant | words.at(s, i);
-      significant.store(words.slot(s, slot_significant));
+    group.each(words.template units<U>(), [=](int u) {
+      U significant = U::zero();
+      for (int i = p + 1; i < plane_count; ++i) significant = significant | words.template at<U>(u, i);
+      words.put(u, slot_significant, significant);
     });
     find_members(group, words, p);
   }
-  group.each(rows * chunks, [=](int i) {
-    const int r = i / chunks, c = i % chunks * 8, n = min_of(8, columns - c);
-    uint64_t fresh = ~(uint64_t)0;  // decoded down to plane p, the others to p + 1
-    if (kind != 2) fresh = words.slot(r / 4, slot_members)[r % 4];
-    if (kind == 1) fresh |= words.slot(r / 4, slot_significant)[r % 4];
-    const int mask = (int)(fresh >> c) & 255, fine = p > 0 ? 1 << (p - 1) : 0, coarse = 1 << p;
-    int16_t* const x = to + r * W + c;
-    const auto decode = [=](int value, int j) {
-      const int size = value < 0 ? -value : value;
-      const int a = size >> p ? (size >> p << p) + fine : 0;
-      const int b = size >> (p + 1) ? (size >> (p + 1) << (p + 1)) + coarse : 0;
-      const int y = mask & (1 << j) ? a : b;
-      return (int16_t)(value < 0 ? -y : y);
-    };
-    if (n == 8)
-      for (int j = 0; j < 8; ++j) x[j] = decode(x[j], j);
-    else
-      for (int j = 0; j < n; ++j) x[j] = decode(x[j], j);
-  });
+  const auto fresh = [=](int r) {  // samples decoded down to plane p, the others to p + 1
+    if (kind == 2) return ~(uint64_t)0;
+    return *words.row(r, slot_members) | (kind == 1 ? *words.row(r, slot_significant) : 0);
+  };
+  const auto decode = [=](int16_t* x, bool is_fresh) {
+    const int value = *x, step = is_fresh ? 1 << p : 2 << p, size = (value < 0 ? -value : value) & -step;
+    const int y = size ? size + step / 2 : 0;
+    *x = (int16_t)(value < 0 ? -y : y);
+  };
+  if (U::rows == 1)
+    group.each(rows * columns, [=](int i) {
+      const int r = i / columns, c = i - r * columns;
+      decode(to + r * W + c, fresh(r) >> c & 1);
+    });
+  else  // a byte for each bit, so that the loop over the row is one of vectors
+    group.each(rows, [=](int r) {
+      uint64_t flags[8];
+      const uint64_t bits = fresh(r);
+      for (int i = 0; i < 8; ++i) flags[i] = (bits >> (8 * i) & 255) * 0x0101010101010101u & 0x8040201008040201u;
+      const uint8_t* const flag = (const uint8_t*)flags;
+      int16_t* const SHAMISA_RESTRICT x = to + r * W;
+      for (int c = 0; c < columns; ++c) decode(x + c, flag[c]);
+    });
 }
 
 // ---- bytes and distortion of the passes --------------------------------------------------------------------------------
@@ -292,10 +300,11 @@ SHAMISA_OP void code_plane(Group& group, const State& state, CodeBlock& block, i
       ++block.passes;
     });
   }
-  group.each(words.stripes, [=](int s) {
-    const Quad significant = words.at(s, slot_significant);
-    significant.store(words.slot(s, slot_refined));
-    (significant | words.at(s, p)).store(words.slot(s, slot_significant));
+  typedef Unit<Group> U;
+  group.each(words.units<U>(), [=](int u) {
+    const U significant = words.at<U>(u, slot_significant);
+    words.put(u, slot_refined, significant);
+    words.put(u, slot_significant, significant | words.at<U>(u, p));
   });
 }
 
@@ -388,7 +397,8 @@ SHAMISA_HD int band_bits(const State& state, const Grid& grid, int& bytes) {
   climb(grid, [&](int first, int rows, int columns, int above) {
     const int up_columns = (columns + 1) / 2, parents = (rows + 1) / 2 * up_columns;
     for (int i = 0; i < parents; ++i) node[above + i].used = 0;
-    for (int i = 0; i < rows * columns; ++i) node[above + i / columns / 2 * up_columns + i % columns / 2].used |= node[first + i].used;
+    for (int i = 0; i < rows * columns; ++i)
+      node[above + i / columns / 2 * up_columns + i % columns / 2].used |= node[first + i].used;
     for (int i = 0; i < parents; ++i) bits += node[above + i].used ? node[above + i].bits : 0;
     for (int i = 0; i < rows * columns; ++i) bits += node[above + i / columns / 2 * up_columns + i % columns / 2].used;
   });

@@ -1,5 +1,6 @@
 // Statistics of the coding passes of JPEG 2000: the words of shamisa/reference/jpeg2000_passes.py (its docstring explains the
-// idea), four rows at a time, because the scan goes in stripes of four rows. A code block has at most 16 stripes.
+// idea), in units of rows: on the CPU the four rows of a stripe (the scan goes in stripes of four rows), on CUDA single rows,
+// two for each lane of a warp.
 #pragma once
 
 #include "../core/team.h"
@@ -8,14 +9,46 @@ SHAMISA_BEGIN
 
 namespace jpeg2000_detail {
 
-// ---- four words of 64 samples ----------------------------------------------------------------------------------------
-struct Quad {
-#if defined(__CUDACC__) || !defined(__GNUC__)
-  static constexpr int parts = 4;
-  typedef uint64_t V;
+SHAMISA_HD int popcount(uint64_t word) {
+#if defined(__CUDA_ARCH__)
+  return __popcll(word);
 #else
+  return __builtin_popcountll(word);
+#endif
+}
+
+// ---- units of rows, a word of 64 samples each ------------------------------------------------------------------------
+// left(), right(), above(word), below(word): what every sample sees there; the word is the row beyond the unit.
+
+// one row
+struct Word {
+  static constexpr int rows = 1;
+  uint64_t v;
+  SHAMISA_HD static Word load(const uint64_t* p) { return {*p}; }
+  SHAMISA_HD void store(uint64_t* p) const { *p = v; }
+  SHAMISA_HD static Word zero() { return {0}; }
+  SHAMISA_HD friend Word operator&(Word a, Word b) { return {a.v & b.v}; }
+  SHAMISA_HD friend Word operator|(Word a, Word b) { return {a.v | b.v}; }
+  SHAMISA_HD friend Word operator^(Word a, Word b) { return {a.v ^ b.v}; }
+  SHAMISA_HD friend Word operator~(Word a) { return {~a.v}; }
+  SHAMISA_HD Word left() const { return {v << 1}; }
+  SHAMISA_HD Word right() const { return {v >> 1}; }
+  SHAMISA_HD Word above(uint64_t word) const { return {word}; }
+  SHAMISA_HD Word below(uint64_t word) const { return {word}; }
+  SHAMISA_HD bool any() const { return v != 0; }
+  SHAMISA_HD unsigned count() const { return (unsigned)popcount(v); }
+};
+
+#if !defined(__CUDACC__)
+// four rows
+struct Quad {
+  static constexpr int rows = 4;
+#if defined(__GNUC__)
   static constexpr int parts = SHAMISA_VECTOR == 8 ? 1 : 2;
   typedef uint64_t V __attribute__((vector_size(32 / parts)));
+#else
+  static constexpr int parts = 4;
+  typedef uint64_t V;
 #endif
   V v[parts];
 
@@ -48,7 +81,6 @@ struct Quad {
     for (int i = 0; i < parts; ++i) a.v[i] = ~a.v[i];
     return a;
   }
-  // what every sample sees on its left, on its right
   SHAMISA_HD Quad left() const {
     Quad q = *this;
     for (int i = 0; i < parts; ++i) q.v[i] = q.v[i] << 1;
@@ -59,9 +91,13 @@ struct Quad {
     for (int i = 0; i < parts; ++i) q.v[i] = q.v[i] >> 1;
     return q;
   }
-#if defined(__CUDACC__) || !defined(__GNUC__)
+  SHAMISA_HD unsigned count() const {
+    alignas(32) uint64_t word[4];
+    store(word);
+    return (unsigned)(popcount(word[0]) + popcount(word[1]) + popcount(word[2]) + popcount(word[3]));
+  }
+#if !defined(__GNUC__)
   SHAMISA_HD bool any() const { return (v[0] | v[1] | v[2] | v[3]) != 0; }
-  // what every sample sees above, below; the word comes from the neighbouring stripe
   SHAMISA_HD Quad above(uint64_t word) const { return {{word, v[0], v[1], v[2]}}; }
   SHAMISA_HD Quad below(uint64_t word) const { return {{v[1], v[2], v[3], word}}; }
 #elif SHAMISA_VECTOR == 8
@@ -80,20 +116,37 @@ struct Quad {
   SHAMISA_HD Quad below(uint64_t word) const { return {{V{v[0][1], v[1][0]}, V{v[1][1], word}}}; }
 #endif
 };
-
-SHAMISA_HD int popcount(uint64_t word) {
-#if defined(__CUDA_ARCH__)
-  return __popcll(word);
-#else
-  return __builtin_popcountll(word);
 #endif
-}
 
-// ---- counters over the stripes of a block ----------------------------------------------------------------------------
-// n counters of set bits. On AVX2 they are kept as bytes (at most 8 bits of 16 stripes in each), summed at the end.
-template <int n>
+template <class Group>
+struct UnitOf {
+  typedef Word type;
+};
+#if !defined(__CUDACC__)
+template <>
+struct UnitOf<ThreadTeam> {
+  typedef Quad type;
+};
+#endif
+template <class Group>
+using Unit = typename UnitOf<Group>::type;
+
+// ---- counters over a block -------------------------------------------------------------------------------------------
+// n counters (even) of set bits, at most 4096 each: two to a word, so that a pair (ones, visited) is summed at once
+template <class U, int n>
 struct Tally {
+  unsigned cell[n / 2];
+  SHAMISA_HD Tally() {
+    for (int i = 0; i < n / 2; ++i) cell[i] = 0;
+  }
+  SHAMISA_HD void add(int i, U members) { cell[i / 2] += members.count() << (i % 2 * 16); }
+  SHAMISA_HD void add_pair(int i, U members, U ones) { cell[i / 2] += (members & ones).count() + (members.count() << 16); }
+  SHAMISA_HD int total(int i) const { return (int)(cell[i / 2] >> (i % 2 * 16) & 0xffff); }
+};
 #if defined(__AVX2__) && !defined(__CUDACC__)
+// as bytes (at most 8 bits of 16 stripes in each), summed at the end
+template <int n>
+struct Tally<Quad, n> {
   __m256i cell[n];
   SHAMISA_HD Tally() {
     for (int i = 0; i < n; ++i) cell[i] = _mm256_setzero_si256();
@@ -106,43 +159,38 @@ struct Tally {
     const __m256i b = _mm256_shuffle_epi8(nibbles, _mm256_and_si256(_mm256_srli_epi16(x, 4), low));
     cell[i] = _mm256_add_epi8(cell[i], _mm256_add_epi8(a, b));
   }
+  SHAMISA_HD void add_pair(int i, Quad members, Quad ones) {
+    add(i, members & ones);
+    add(i + 1, members);
+  }
   SHAMISA_HD int total(int i) const {
     const __m256i four = _mm256_sad_epu8(cell[i], _mm256_setzero_si256());
     const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
     return _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 2);
   }
-#else
-  int cell[n];
-  SHAMISA_HD Tally() {
-    for (int i = 0; i < n; ++i) cell[i] = 0;
-  }
-  SHAMISA_HD void add(int i, Quad members) {
-    alignas(32) uint64_t word[4];
-    members.store(word);
-    cell[i] += popcount(word[0]) + popcount(word[1]) + popcount(word[2]) + popcount(word[3]);
-  }
-  SHAMISA_HD int total(int i) const { return cell[i]; }
-#endif
 };
+#endif
 
-// f(stripe, tally) for every stripe; then count[0..n) holds the totals
+// f(unit, tally) for every unit; then count[0..n) holds the totals
+#if !defined(__CUDACC__)
 template <int n, class F>
-SHAMISA_HD void tally_stripes(ThreadTeam&, int stripes, int* count, F f) {
-  Tally<n> tally;
-  for (int s = 0; s < stripes; ++s) f(s, tally);
+SHAMISA_HD void tally_units(ThreadTeam&, int units, int* count, F f) {
+  Tally<Quad, n> tally;
+  for (int u = 0; u < units; ++u) f(u, tally);
   for (int i = 0; i < n; ++i) count[i] = tally.total(i);
 }
+#endif
 #if defined(__CUDACC__) || defined(SHAMISA_EMULATE)
 template <int n, class F>
-SHAMISA_DEVICE void tally_stripes(WarpTeam& warp, int stripes, int* count, F f) {
-  Tally<n> tally;
-  if (warp.lane < stripes) f(warp.lane, tally);
+SHAMISA_DEVICE void tally_units(WarpTeam& warp, int units, int* count, F f) {
+  Tally<Word, n> tally;
+  for (int u = warp.lane; u < units; u += 32) f(u, tally);
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-  for (int i = 0; i < n; ++i) {
-    const int total = warp.join(tally.total(i), [](int a, int b) { return a + b; });
-    if (warp.lane == 0) count[i] = total;
+  for (int i = 0; i < n; i += 2) {
+    tally.cell[i / 2] = warp.join(tally.cell[i / 2], [](unsigned a, unsigned b) { return a + b; });
+    if (warp.lane == 0) count[i] = tally.total(i), count[i + 1] = tally.total(i + 1);
   }
   __syncwarp();
 }
@@ -165,14 +213,15 @@ enum : int {
 
 // Counters of a pass: pairs (ones, visited) of its contexts, and sums for the distortion.
 enum : int {
-  count_zero = 0,                                // 9 pairs, contexts 0..8
-  count_sign = 18,                               // 5 pairs, contexts 9..13
-  count_fraction = 28,                           // 6, of the samples found
-  count_run = 28 + fraction_count,               // 1 pair, context 17
-  count_found = 36,                              // counters of a significance (34) or cleanup pass
-  count_up = 6,                                  // refinement: 3 pairs, contexts 14..16, then samples whose error grows less
-  count_down = 7,                                //
-  count_fraction_up = 8, count_fraction_down = 14,  // 6 each
+  count_zero = 0,                   // 9 pairs, contexts 0..8
+  count_sign = 18,                  // 5 pairs, contexts 9..13
+  count_fraction = 28,              // 6, of the samples found
+  count_run = 28 + fraction_count,  // 1 pair, context 17
+  count_found = 36,                 // counters of a significance (34) or cleanup pass
+  count_up = 6,                     // refinement: 3 pairs, contexts 14..16, then samples whose error grows less
+  count_down = 7,                   //
+  count_fraction_up = 8,
+  count_fraction_down = 14,  // 6 each
   count_refined = 20
 };
 
@@ -180,225 +229,291 @@ struct BlockWords {
   uint64_t* words;  // [stripes, slot_count, 4]
   int stripes, orient;
 
-  SHAMISA_HD uint64_t* slot(int s, int i) const { return words + (s * slot_count + i) * 4; }
-  SHAMISA_HD Quad at(int s, int i) const { return Quad::load(slot(s, i)); }
-  // significant samples of the last row of the stripe before s, once the significance pass has been there
-  SHAMISA_HD uint64_t last_known(int s, int p) const {
-    if (s == 0) return 0;
-    return slot(s - 1, slot_significant)[3] | (slot(s - 1, slot_members)[3] & slot(s - 1, p)[3]);
+  template <class U>
+  SHAMISA_HD int units() const {
+    return stripes * (4 / U::rows);
   }
-  SHAMISA_HD uint64_t first_significant(int s) const { return s + 1 < stripes ? slot(s + 1, slot_significant)[0] : 0; }
-  // the first row of the stripe after s, once its significance pass is over
-  SHAMISA_HD uint64_t first_known(int s, int p) const {
-    if (s + 1 >= stripes) return 0;
-    return slot(s + 1, slot_significant)[0] | (slot(s + 1, slot_members)[0] & slot(s + 1, p)[0]);
+  SHAMISA_HD uint64_t* row(int r, int slot) const { return words + (r / 4 * slot_count + slot) * 4 + r % 4; }
+  template <class U>
+  SHAMISA_HD U at(int u, int slot) const {
+    return U::load(row(u * U::rows, slot));
   }
+  template <class U>
+  SHAMISA_HD void put(int u, int slot, U value) const {
+    value.store(row(u * U::rows, slot));
+  }
+  // one row, nothing outside the block: significant before the plane; after its significance pass; after the plane
+  SHAMISA_HD bool outside(int r) const { return r < 0 || r >= 4 * stripes; }
+  SHAMISA_HD uint64_t word(int r, int slot) const { return outside(r) ? 0 : *row(r, slot); }
+  SHAMISA_HD uint64_t known(int r, int p) const {
+    return outside(r) ? 0 : *row(r, slot_significant) | (*row(r, slot_members) & *row(r, p));
+  }
+  SHAMISA_HD uint64_t final(int r, int p) const { return outside(r) ? 0 : *row(r, slot_significant) | *row(r, p); }
 };
 
-// The eight neighbours of every sample of a stripe: significance known when the scan arrives. `before` is significant since
-// earlier passes, `found` becomes so in this one; previous, next: the rows around the stripe.
-struct Neighbours {
-  Quad left, right, up, down, up_left, up_right, down_left, down_right;
+// The rows before and after a unit as the scan sees them: a row of its own stripe is visited before the unit in the columns on
+// the left, and after it in those on the right.
+struct Around {
+  uint64_t previous, previous_right, next, next_left;
+};
+template <class U>
+SHAMISA_HD Around around_significance(const BlockWords& block, int u, int p) {
+  const int first = u * U::rows - 1, last = (u + 1) * U::rows;
+  const uint64_t previous = block.known(first, p), next = block.word(last, slot_significant);
+  return {previous, last % 4 == U::rows % 4 ? previous : block.word(first, slot_significant), next,
+          last % 4 == 0 ? next : block.known(last, p)};
+}
+template <class U>
+SHAMISA_HD Around around_cleanup(const BlockWords& block, int u, int p) {
+  const int first = u * U::rows - 1, last = (u + 1) * U::rows;
+  const uint64_t previous = block.final(first, p), next = block.known(last, p);
+  return {previous, last % 4 == U::rows % 4 ? previous : block.known(first, p), next,
+          last % 4 == 0 ? next : block.final(last, p)};
+}
 
-  SHAMISA_HD Neighbours(Quad before, Quad found, uint64_t previous, uint64_t next) {
-    const Quad known = before | found;
+// The eight neighbours of every sample of a unit: significance known when the scan arrives. `before` is significant since
+// earlier passes, `found` becomes so in this one.
+template <class U>
+struct Neighbours {
+  U left, right, up, down, up_left, up_right, down_left, down_right;
+
+  SHAMISA_HD Neighbours(U before, U found, const Around& around) {
+    const U known = before | found;
     left = known.left();
     right = before.right();
-    up = known.above(previous);
-    down = before.below(next);
+    up = known.above(around.previous);
+    down = before.below(around.next);
     up_left = up.left();
-    up_right = before.above(previous).right();
-    down_left = known.below(next).left();
+    up_right = before.above(around.previous_right).right();
+    down_left = known.below(around.next_left).left();
     down_right = down.right();
   }
+  SHAMISA_HD U any() const { return left | right | up | down | up_left | up_right | down_left | down_right; }
 };
 
-// Members of the significance pass in one stripe: the least solution of "near a significant sample, or after a found member".
-SHAMISA_HD Quad propagate(Quad significant, Quad bit, Quad free, uint64_t previous, uint64_t next) {
-  const Quad up = significant.above(previous), down = significant.below(next), column = significant | up | down;
-  Quad members = (column.left() | column.right() | up | down) & free;
-  Quad found = members & bit;
+// Members of the significance pass in one unit: the least solution of "near a significant sample, or after a found member".
+template <class U>
+SHAMISA_HD U propagate(U significant, U bit, U free, const Around& around) {
+  U members = Neighbours<U>(significant, U::zero(), around).any() & free, found = members & bit;
   while (found.any()) {
-    const Quad above = found.above(0);
-    const Quad more = (((found | above | found.below(0)).left() | above) & free) | members;
-    const Quad fresh = more & bit & ~found;
+    const U above = found.above(0);
+    const U more = (((found | above | found.below(0)).left() | above) & free) | members, fresh = more & bit & ~found;
     members = more;
     if (!fresh.any()) break;
     found = found | fresh;
   }
   return members;
 }
-
-// Members of every stripe of plane p into slot_members. A stripe depends on the one before it.
-SHAMISA_HD void find_members(ThreadTeam&, const BlockWords& block, int p) {
-  for (int s = 0; s < block.stripes; ++s) {
-    const Quad significant = block.at(s, slot_significant), free = block.at(s, slot_inside) & ~significant;
-    propagate(significant, block.at(s, p), free, block.last_known(s, p), block.first_significant(s))
-        .store(block.slot(s, slot_members));
-  }
+template <class U>
+SHAMISA_HD U propagate(const BlockWords& block, int u, int p) {
+  const U significant = block.at<U>(u, slot_significant), free = block.at<U>(u, slot_inside) & ~significant;
+  return propagate(significant, block.at<U>(u, p), free, around_significance<U>(block, u, p));
 }
+
+// Members of the significance pass of plane p into slot_members, which holds zeros or members of another plane.
+#if !defined(__CUDACC__)
+SHAMISA_HD void find_members(ThreadTeam&, const BlockWords& block, int p) {
+  // a stripe depends on the one before it, and on none after
+  for (int u = 0; u < block.stripes; ++u) block.put(u, slot_members, propagate<Quad>(block, u, p));
+}
+#endif
 #if defined(__CUDACC__) || defined(SHAMISA_EMULATE)
 SHAMISA_DEVICE void find_members(WarpTeam& warp, const BlockWords& block, int p) {
-  const int s = warp.lane;
-  const bool mine = s < block.stripes;
-  Quad members = Quad::zero();
-  if (mine) members.store(block.slot(s, slot_members));
-  __syncwarp();
-  for (int changed = 1; changed;) {
+  const int units = block.units<Word>();
+  Word members[2] = {Word::zero(), Word::zero()};
+  warp.each(units, [=](int u) { block.put(u, slot_members, Word::zero()); });
+  for (int changed = 1; changed;) {  // all rows at once, until nothing changes
     changed = 0;
-    if (mine) {
-      const Quad significant = block.at(s, slot_significant), free = block.at(s, slot_inside) & ~significant;
-      const Quad grown =
-          propagate(significant, block.at(s, p), free, block.last_known(s, p), block.first_significant(s));
-      changed = (grown ^ members).any();
-      members = grown;
+    for (int i = 0; i < 2; ++i) {
+      const int u = warp.lane + 32 * i;
+      if (u >= units) break;
+      const Word grown = propagate<Word>(block, u, p);
+      changed |= grown.v != members[i].v;
+      members[i] = grown;
     }
     changed = warp.join(changed, [](int a, int b) { return a | b; });
-    if (mine) members.store(block.slot(s, slot_members));
+    for (int i = 0; i < 2; ++i)
+      if (warp.lane + 32 * i < units) block.put(warp.lane + 32 * i, slot_members, members[i]);
     __syncwarp();
   }
 }
 #endif
 
-// ---- what a pass counts in one stripe --------------------------------------------------------------------------------
-template <class T>
-SHAMISA_HD void add_pair(T& tally, int i, Quad members, Quad ones) {
-  tally.add(i, members & ones);
-  tally.add(i + 1, members);
-}
-
-template <class T>
-SHAMISA_HD void add_fraction(T& tally, int first, const BlockWords& block, int s, int p, Quad members) {
+// ---- what a pass counts in one unit ----------------------------------------------------------------------------------
+template <class U, class T>
+SHAMISA_HD void add_fraction(T& tally, int first, const BlockWords& block, int u, int p, U members) {
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
   for (int j = 1; j <= fraction_count; ++j)
-    if (p >= j) tally.add(first + j - 1, members & block.at(s, p - j));
+    if (p >= j) tally.add(first + j - 1, members & block.at<U>(u, p - j));
 }
 
 // contexts 0..8 by the numbers of significant neighbours beside (h), above and below (v), diagonally (d)
-template <class T>
-SHAMISA_HD void add_zero_coding(T& tally, int orient, const Neighbours& near, Quad members, Quad bit) {
-  Quad h1 = near.left ^ near.right, h2 = near.left & near.right, v1 = near.up ^ near.down, v2 = near.up & near.down;
-  const Quad top1 = near.up_left ^ near.up_right, top2 = near.up_left & near.up_right;
-  const Quad low1 = near.down_left ^ near.down_right, low2 = near.down_left & near.down_right;
-  const Quad some = top1 | top2 | low1 | low2, many = top2 | low2 | (top1 & low1);
-  const Quad h0 = ~(h1 | h2), v0 = ~(v1 | v2), straight = h0 & v0 & members;
+template <class U, class T>
+SHAMISA_HD void add_zero_coding(T& tally, int orient, const Neighbours<U>& near, U members, U bit) {
+  const U h1 = near.left ^ near.right, h2 = near.left & near.right, v1 = near.up ^ near.down, v2 = near.up & near.down;
+  const U top1 = near.up_left ^ near.up_right, top2 = near.up_left & near.up_right;
+  const U low1 = near.down_left ^ near.down_right, low2 = near.down_left & near.down_right;
+  const U some = top1 | top2 | low1 | low2, many = top2 | low2 | (top1 & low1);
+  const U h0 = ~(h1 | h2), v0 = ~(v1 | v2), straight = h0 & v0 & members;
   if (orient == HH) {
-    const Quad d3 = (top2 & (low1 | low2)) | (low2 & (top1 | top2));
-    const Quad d2 = many & ~d3, d1 = some & ~many, one = ((h1 & v0) | (h0 & v1)) & members, more = members & ~straight & ~one;
-    add_pair(tally, count_zero, straight & ~some, bit);
-    add_pair(tally, count_zero + 2, one & ~some, bit);
-    add_pair(tally, count_zero + 4, more & ~some, bit);
-    add_pair(tally, count_zero + 6, straight & d1, bit);
-    add_pair(tally, count_zero + 8, one & d1, bit);
-    add_pair(tally, count_zero + 10, more & d1, bit);
-    add_pair(tally, count_zero + 12, straight & d2, bit);
-    add_pair(tally, count_zero + 14, d2 & members & ~straight, bit);
-    add_pair(tally, count_zero + 16, d3 & members, bit);
+    const U d3 = (top2 & (low1 | low2)) | (low2 & (top1 | top2)), d2 = many & ~d3, d1 = some & ~many;
+    const U one = ((h1 & v0) | (h0 & v1)) & members, more = members & ~straight & ~one;
+    tally.add_pair(count_zero, straight & ~some, bit);
+    tally.add_pair(count_zero + 2, one & ~some, bit);
+    tally.add_pair(count_zero + 4, more & ~some, bit);
+    tally.add_pair(count_zero + 6, straight & d1, bit);
+    tally.add_pair(count_zero + 8, one & d1, bit);
+    tally.add_pair(count_zero + 10, more & d1, bit);
+    tally.add_pair(count_zero + 12, straight & d2, bit);
+    tally.add_pair(count_zero + 14, d2 & members & ~straight, bit);
+    tally.add_pair(count_zero + 16, d3 & members, bit);
   } else {
     const bool swap = orient == HL;
-    const Quad a0 = swap ? v0 : h0, a1 = swap ? v1 : h1, a2 = swap ? v2 : h2;
-    const Quad b0 = swap ? h0 : v0, b1 = swap ? h1 : v1, b2 = swap ? h2 : v2;
-    const Quad only = a1 & b0 & members, beside = a0 & members;
-    add_pair(tally, count_zero, straight & ~some, bit);
-    add_pair(tally, count_zero + 2, straight & some & ~many, bit);
-    add_pair(tally, count_zero + 4, straight & many, bit);
-    add_pair(tally, count_zero + 6, beside & b1, bit);
-    add_pair(tally, count_zero + 8, beside & b2, bit);
-    add_pair(tally, count_zero + 10, only & ~some, bit);
-    add_pair(tally, count_zero + 12, only & some, bit);
-    add_pair(tally, count_zero + 14, a1 & ~b0 & members, bit);
-    add_pair(tally, count_zero + 16, a2 & members, bit);
+    const U a0 = swap ? v0 : h0, a1 = swap ? v1 : h1, a2 = swap ? v2 : h2;
+    const U b0 = swap ? h0 : v0, b1 = swap ? h1 : v1, b2 = swap ? h2 : v2;
+    const U only = a1 & b0 & members, beside = a0 & members;
+    tally.add_pair(count_zero, straight & ~some, bit);
+    tally.add_pair(count_zero + 2, straight & some & ~many, bit);
+    tally.add_pair(count_zero + 4, straight & many, bit);
+    tally.add_pair(count_zero + 6, beside & b1, bit);
+    tally.add_pair(count_zero + 8, beside & b2, bit);
+    tally.add_pair(count_zero + 10, only & ~some, bit);
+    tally.add_pair(count_zero + 12, only & some, bit);
+    tally.add_pair(count_zero + 14, a1 & ~b0 & members, bit);
+    tally.add_pair(count_zero + 16, a2 & members, bit);
   }
 }
 
 // contexts 9..13 by the signs beside and above; the symbol is whether the sign differs from the predicted one
-template <class T>
-SHAMISA_HD void add_signs(T& tally, const BlockWords& block, int s, const Neighbours& near, Quad found) {
-  const Quad negative = block.at(s, slot_negative);
-  const Quad left = negative.left(), right = negative.right();
-  const Quad up = negative.above(s > 0 ? block.slot(s - 1, slot_negative)[3] : 0);
-  const Quad down = negative.below(s + 1 < block.stripes ? block.slot(s + 1, slot_negative)[0] : 0);
-  const Quad hp = (near.left & ~left) | (near.right & ~right), hn = (near.left & left) | (near.right & right);
-  const Quad vp = (near.up & ~up) | (near.down & ~down), vn = (near.up & up) | (near.down & down);
-  const Quad h = hp ^ hn, v = vp ^ vn, h_minus = hn & h, v_minus = vn & v;
-  const Quad symbol = negative ^ (h_minus | (~h & v_minus));
-  const Quad differ = h_minus ^ v_minus, both = h & v & found;
-  add_pair(tally, count_sign, found & ~h & ~v, symbol);
-  add_pair(tally, count_sign + 2, found & ~h & v, symbol);
-  add_pair(tally, count_sign + 4, both & differ, symbol);
-  add_pair(tally, count_sign + 6, found & h & ~v, symbol);
-  add_pair(tally, count_sign + 8, both & ~differ, symbol);
+template <class U, class T>
+SHAMISA_HD void add_signs(T& tally, const BlockWords& block, int u, const Neighbours<U>& near, U found) {
+  const U negative = block.at<U>(u, slot_negative);
+  const U left = negative.left(), right = negative.right();
+  const U up = negative.above(block.word(u * U::rows - 1, slot_negative));
+  const U down = negative.below(block.word((u + 1) * U::rows, slot_negative));
+  const U h_plus = (near.left & ~left) | (near.right & ~right), h_minus = (near.left & left) | (near.right & right);
+  const U v_plus = (near.up & ~up) | (near.down & ~down), v_minus = (near.up & up) | (near.down & down);
+  const U h = h_plus ^ h_minus, v = v_plus ^ v_minus, h_less = h_minus & h, v_less = v_minus & v;
+  const U symbol = negative ^ (h_less | (~h & v_less)), differ = h_less ^ v_less, both = h & v & found;
+  tally.add_pair(count_sign, found & ~h & ~v, symbol);
+  tally.add_pair(count_sign + 2, found & ~h & v, symbol);
+  tally.add_pair(count_sign + 4, both & differ, symbol);
+  tally.add_pair(count_sign + 6, found & h & ~v, symbol);
+  tally.add_pair(count_sign + 8, both & ~differ, symbol);
 }
 
 template <class Group>
 SHAMISA_OP void significance_pass(Group& group, const BlockWords& block, int p, int* count) {
-  tally_stripes<count_run>(group, block.stripes, count, [=](int s, auto& tally) {
-    const Quad members = block.at(s, slot_members);
+  typedef Unit<Group> U;
+  tally_units<count_run>(group, block.units<U>(), count, [=](int u, auto& tally) {
+    const U members = block.at<U>(u, slot_members);
     if (!members.any()) return;
-    const Quad significant = block.at(s, slot_significant), bit = block.at(s, p), found = members & bit;
-    const Neighbours near(significant, found, block.last_known(s, p), block.first_significant(s));
+    const U significant = block.at<U>(u, slot_significant), bit = block.at<U>(u, p), found = members & bit;
+    const Neighbours<U> near(significant, found, around_significance<U>(block, u, p));
     add_zero_coding(tally, block.orient, near, members, bit);
     if (!found.any()) return;
-    add_signs(tally, block, s, near, found);
-    add_fraction(tally, count_fraction, block, s, p, found);
+    add_signs(tally, block, u, near, found);
+    add_fraction(tally, count_fraction, block, u, p, found);
   });
 }
 
 template <class Group>
 SHAMISA_OP void refinement_pass(Group& group, const BlockWords& block, int p, int* count) {
-  tally_stripes<count_refined>(group, block.stripes, count, [=](int s, auto& tally) {
-    const Quad significant = block.at(s, slot_significant);
+  typedef Unit<Group> U;
+  tally_units<count_refined>(group, block.units<U>(), count, [=](int u, auto& tally) {
+    const U significant = block.at<U>(u, slot_significant);
     if (!significant.any()) return;
-    const Quad refined = block.at(s, slot_refined), bit = block.at(s, p);
-    const Quad known = significant | (block.at(s, slot_members) & bit);
-    const Quad up = known.above(block.last_known(s, p)), down = known.below(block.first_known(s, p));
-    const Quad column = known | up | down, near = column.left() | column.right() | up | down;
-    add_pair(tally, 0, significant & ~refined & ~near, bit);
-    add_pair(tally, 2, significant & ~refined & near, bit);
-    add_pair(tally, 4, refined, bit);
-    const Quad half = p >= 1 ? block.at(s, p - 1) : Quad::zero(), quarter = p >= 2 ? block.at(s, p - 2) : Quad::zero();
-    const Quad more = significant & bit & (half | quarter), less = significant & ~bit & ~(half & quarter);
+    const U refined = block.at<U>(u, slot_refined), bit = block.at<U>(u, p);
+    const U known = significant | (block.at<U>(u, slot_members) & bit);
+    const U up = known.above(block.known(u * U::rows - 1, p)), down = known.below(block.known((u + 1) * U::rows, p));
+    const U column = known | up | down, near = column.left() | column.right() | up | down;
+    tally.add_pair(0, significant & ~refined & ~near, bit);
+    tally.add_pair(2, significant & ~refined & near, bit);
+    tally.add_pair(4, refined, bit);
+    const U half = p >= 1 ? block.at<U>(u, p - 1) : U::zero(), quarter = p >= 2 ? block.at<U>(u, p - 2) : U::zero();
+    const U more = significant & bit & (half | quarter), less = significant & ~bit & ~(half & quarter);
     tally.add(count_up, more);
     tally.add(count_down, less);
-    add_fraction(tally, count_fraction_up, block, s, p, more);
-    add_fraction(tally, count_fraction_down, block, s, p, less);
+    add_fraction(tally, count_fraction_up, block, u, p, more);
+    add_fraction(tally, count_fraction_down, block, u, p, less);
   });
 }
 
-template <class Group>
-SHAMISA_OP void cleanup_pass(Group& group, const BlockWords& block, int p, int* count) {
-  tally_stripes<count_found>(group, block.stripes, count, [=](int s, auto& tally) {
-    const Quad significant = block.at(s, slot_significant), visited = block.at(s, slot_members), bit = block.at(s, p);
-    const Quad members = block.at(s, slot_inside) & ~significant & ~visited;
-    if (!members.any()) return;
-    const Quad known = significant | (visited & bit), found = members & bit;
-    // every sample of the stripe before has been visited: known there is all that is significant
-    const uint64_t previous = s > 0 ? block.slot(s - 1, slot_significant)[3] | block.slot(s - 1, p)[3] : 0;
-    const uint64_t next = block.first_known(s, p);
-    const Neighbours near(known, found, previous, next);
+// Members of the cleanup pass that see nothing significant when the scan arrives at their column.
+template <class U>
+SHAMISA_HD U blank_members(U members, U known, U found, const Around& around) {
+  // columns on the left have been visited, in this stripe to the bottom; the sample's own column has not
+  const U all = known | found, beside = all | all.above(around.previous) | all.below(around.next_left);
+  const U up = known.above(around.previous_right), down = known.below(around.next);
+  return members & ~(beside.left() | (known | up | down).right() | up | down);
+}
 
-    // a column of four members that see nothing significant codes "any bit?" and the place of the first one
-    const Quad all = known | found, up = known.above(previous), down = known.below(next), beside = all | all.above(previous) | all.below(next);
-    const Quad blank = members & ~(beside.left() | (known | up | down).right() | up | down);
+// Four blank members in a column of a stripe are coded as a run: "any bit?" and the place of the first one. The samples up to
+// that one are skipped by the zero coding.
+template <class U>
+struct Runs;
+#if !defined(__CUDACC__)
+template <>
+struct Runs<Quad> {
+  Quad visited, ones, skipped;  // visited, ones: in the first row
+  SHAMISA_HD Runs(const BlockWords&, int, int, Quad blank, Quad found) {
     alignas(32) uint64_t b[4], f[4];
     blank.store(b);
     found.store(f);
-    const uint64_t run = b[0] & b[1] & b[2] & b[3];
-    Quad coded = members;
-    if (run) {
-      const uint64_t seen1 = f[0], seen2 = seen1 | f[1], seen3 = seen2 | f[2];
-      alignas(32) const uint64_t one[4] = {run & (seen3 | f[3]), 0, 0, 0}, visit[4] = {run, 0, 0, 0};
-      alignas(32) const uint64_t skipped[4] = {run, run & ~seen1, run & ~seen2, run & ~seen3};
-      tally.add(count_run, Quad::load(one));
-      tally.add(count_run + 1, Quad::load(visit));
-      coded = members & ~Quad::load(skipped);
+    const uint64_t run = b[0] & b[1] & b[2] & b[3], seen2 = f[0] | f[1], seen3 = seen2 | f[2];
+    alignas(32) const uint64_t v[4] = {run, 0, 0, 0}, o[4] = {run & (seen3 | f[3]), 0, 0, 0};
+    alignas(32) const uint64_t s[4] = {run, run & ~f[0], run & ~seen2, run & ~seen3};
+    visited = Quad::load(v), ones = Quad::load(o), skipped = Quad::load(s);
+  }
+};
+#endif
+template <>
+struct Runs<Word> {
+  Word visited, ones, skipped;
+  SHAMISA_HD Runs(const BlockWords& block, int r, int p, Word, Word) {  // slot_refined holds the blank members
+    uint64_t run = ~(uint64_t)0, before = 0, all = 0;
+    for (int i = r / 4 * 4; i < r / 4 * 4 + 4; ++i) {
+      run &= *block.row(i, slot_refined);
+      if (i == r) before = all;
+      all |= block.final(i, p) & ~block.known(i, p);
     }
-    if (coded.any()) add_zero_coding(tally, block.orient, near, coded, bit);
-    if (!found.any()) return;
-    add_signs(tally, block, s, near, found);
-    add_fraction(tally, count_fraction, block, s, p, found);
+    visited = {r % 4 == 0 ? run : 0}, ones = {visited.v & all}, skipped = {run & ~before};
+  }
+};
+
+template <class Group>
+SHAMISA_OP void cleanup_pass(Group& group, const BlockWords& block, int p, int* count) {
+  typedef Unit<Group> U;
+  struct View {
+    U bit, known, members, found;
+    SHAMISA_HD View(const BlockWords& block, int u, int p) {
+      const U significant = block.at<U>(u, slot_significant), visited = block.at<U>(u, slot_members);
+      bit = block.at<U>(u, p);
+      known = significant | (visited & bit);
+      members = block.at<U>(u, slot_inside) & ~significant & ~visited;
+      found = members & bit;
+    }
+  };
+  if (U::rows == 1)  // the rows of a stripe must know of each other; nobody needs slot_refined any more
+    group.each(block.units<U>(), [=](int u) {
+      const View view(block, u, p);
+      block.put(u, slot_refined, blank_members(view.members, view.known, view.found, around_cleanup<U>(block, u, p)));
+    });
+  tally_units<count_found>(group, block.units<U>(), count, [=](int u, auto& tally) {
+    const View view(block, u, p);
+    if (!view.members.any()) return;
+    const Around around = around_cleanup<U>(block, u, p);
+    const Neighbours<U> near(view.known, view.found, around);
+    const U blank = U::rows == 1 ? U::zero() : blank_members(view.members, view.known, view.found, around);
+    const Runs<U> runs(block, u, p, blank, view.found);
+    tally.add_pair(count_run, runs.visited, runs.ones);
+    const U coded = view.members & ~runs.skipped;
+    if (coded.any()) add_zero_coding(tally, block.orient, near, coded, view.bit);
+    if (!view.found.any()) return;
+    add_signs(tally, block, u, near, view.found);
+    add_fraction(tally, count_fraction, block, u, p, view.found);
   });
 }
 

@@ -10,8 +10,8 @@ struct LogGamma {
   int32_t value[size];
 
   constexpr LogGamma() : value() {
-    // log2(n), 46 fractional bits: of odd n from its neighbours, log2(n) = (log2(n - 1) + log2(n + 1)) / 2 + atanh(1 / m) / ln 2
-    // with m = 2 n^2 - 1
+    // log2(n), 46 fractional bits: of odd n from its neighbours, log2(n) = (log2(n - 1) + log2(n + 1)) / 2 + atanh(1 / m) / ln
+    // 2 with m = 2 n^2 - 1
     constexpr int64_t one = (int64_t)1 << 46, inverse_ln2 = 1663314137230540311;  // 60 fractional bits
     int64_t log[size + 1] = {};
     for (int n = 2; n <= size; ++n) {

@@ -123,9 +123,7 @@ SHAMISA_OP void color_block(Team& team, Image image, float value, Key key) {
 
 // ---- pixelation ------------------------------------------------------------------------------------------------------
 // nearest neighbour: where output i of n_out reads among n_in
-SHAMISA_HD int nearest(int i, int n_in, int n_out) {
-  return min_of((int)((float)i * ((float)n_in / (float)n_out)), n_in - 1);
-}
+SHAMISA_HD int nearest(int i, int n_in, int n_out) { return min_of((int)((float)i * ((float)n_in / (float)n_out)), n_in - 1); }
 
 // nearest neighbour down to (int(H z), int(W z)), at least 1, and back up, z = .95 - v^.6
 template <class Team>
@@ -210,8 +208,6 @@ SHAMISA_OP void color_shift(Team& team, Image image, Scratch scratch, float valu
     g[y * W + x] = clamp01(mask * *moved + (1.f - mask) * *still);
   });
 }
-SHAMISA_HD int64_t color_shift_scratch(int H, int W) {
-  return padded_bytes(H, W, shift_limit) + taken<float>((int64_t)H * W);
-}
+SHAMISA_HD int64_t color_shift_scratch(int H, int W) { return padded_bytes(H, W, shift_limit) + taken<float>((int64_t)H * W); }
 
 SHAMISA_END

@@ -1,0 +1,23 @@
+// A test in 20 lines: CHECK counts, main returns report().
+#pragma once
+
+#include <cstdio>
+
+inline int checks = 0, failures = 0;
+
+#define CHECK(condition, ...)                                           \
+  do {                                                                  \
+    ++checks;                                                           \
+    if (!(condition)) {                                                 \
+      if (++failures <= 20) {                                           \
+        std::printf("%s:%d: %s failed: ", __FILE__, __LINE__, #condition); \
+        std::printf(__VA_ARGS__);                                       \
+        std::printf("\n");                                              \
+      }                                                                 \
+    }                                                                   \
+  } while (0)
+
+inline int report(const char* name) {
+  std::printf("%s: %d checks, %d failed\n", name, checks, failures);
+  return failures != 0 || checks == 0;
+}

@@ -1,0 +1,88 @@
+// The CUDA kernels against the CPU kernels, bit for bit. Compiled twice: as C++ it runs under the emulator, as CUDA on a GPU
+// (returns 77 without one).
+#if !defined(__CUDACC__)
+#include "emulator.h"
+#endif
+
+#include "../../csrc/cuda/distort_kernel.cuh"
+// after it, so that the words of the emulator stand
+#include <cstring>
+#include <vector>
+
+#include "cases.h"
+#include "check.h"
+
+using namespace shamisa;
+
+#if defined(__CUDACC__)
+struct DeviceMemory {
+  void* p = nullptr;
+  DeviceMemory(size_t bytes, const void* from) {
+    cudaMalloc(&p, bytes ? bytes : 1);
+    if (from) cudaMemcpy(p, from, bytes, cudaMemcpyHostToDevice);
+  }
+  ~DeviceMemory() { cudaFree(p); }
+  DeviceMemory(const DeviceMemory&) = delete;
+};
+static void fetch(void* to, const DeviceMemory& from, size_t bytes) { cudaMemcpy(to, from.p, bytes, cudaMemcpyDeviceToHost); }
+static const char* failure() {
+  const cudaError_t error = cudaDeviceSynchronize();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+#else
+struct DeviceMemory {  // of its own size, so that AddressSanitizer sees the ends
+  void* p;
+  DeviceMemory(size_t bytes, const void* from) : p(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64)) {
+    if (from) std::memcpy(p, from, bytes);
+  }
+  ~DeviceMemory() { std::free(p); }
+  DeviceMemory(const DeviceMemory&) = delete;
+};
+static void fetch(void* to, const DeviceMemory& from, size_t bytes) { std::memcpy(to, from.p, bytes); }
+static const char* failure() { return nullptr; }
+#endif
+
+static std::vector<float> run_kernel(const BatchCase& c, unsigned blocks) {
+  std::vector<float> out(c.samples(), -1.f);
+  DeviceMemory source(c.source.size() * 4, c.source.data()), index(c.index.size() * 8, c.index.data());
+  DeviceMemory opcode(c.opcode.size() * 8, c.opcode.data()), value(c.value.size() * 4, c.value.data());
+  DeviceMemory key(c.key.size() * 8, c.key.data()), result(out.size() * 4, out.data());
+  const int64_t bytes = distort_bytes(c.H, c.W);
+  DeviceMemory memory((size_t)bytes * blocks, nullptr);
+  Batch batch = c.batch((float*)result.p);
+  batch.source = source.p, batch.index = (const int64_t*)index.p, batch.opcode = (const int64_t*)opcode.p;
+  batch.value = (const float*)value.p, batch.key = (const int64_t*)key.p;
+  SHAMISA_LAUNCH(distort_images, blocks, DistortLaunch::threads, 0, batch, (unsigned char*)memory.p, bytes);
+  const char* error = failure();
+  CHECK(error == nullptr, "%s", error);
+  fetch(out.data(), result, out.size() * 4);
+  return out;
+}
+
+int main() {
+#if defined(__CUDACC__)
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("no GPU\n");
+    return 77;
+  }
+  const bool large = true;
+#else
+  const bool large = false;
+#endif
+  for (const BatchCase& c : batch_cases(large)) {
+    const std::vector<float> wanted = run_on(lowest(), c), got = run_kernel(c, 3);
+    size_t differ = 0;
+    for (size_t i = 0; i < got.size(); ++i) differ += std::memcmp(&got[i], &wanted[i], 4) != 0;
+    CHECK(differ == 0, "%s %d x %d: %zu of %zu samples differ", c.D == 1 ? name_of((int)c.opcode[0]) : "chains", c.H, c.W, differ,
+          got.size());
+  }
+  // contents that only the kernel can see: a bad index gives black, a bad op code is left out
+  BatchCase bad{4, 5, 1, test_image(4, 5, 1), {7, -1, 0, 0}, {-1, -1, 99, -7}, {0, 0, 0, 0}, {0, 0, 0, 0}};
+  const std::vector<float> got = run_kernel(bad, 2);
+  for (size_t i = 0; i < got.size(); ++i) {
+    const size_t pixel = i % bad.source.size();
+    CHECK(got[i] == (i < 2 * bad.source.size() ? 0.f : bad.source[pixel]), "sample %zu is %g", i, got[i]);
+  }
+  return report("kernels");
+}
