@@ -228,9 +228,11 @@ DEMO = Config(
     init="none",
     hidden=512,
     embedding=256,
+    regularizer="off",  # the published one makes the features of a small network from random weights collapse
     steps=200,
+    optimizer="adamw",
+    lr=1e-3,
     schedule="cosine",
-    channels_last=False,
     checkpoint_every=50,
     demo=True,
 )

@@ -139,10 +139,7 @@ def transport_logits(h: Tensor, anchors: Tensor) -> Tensor:
         raise ValueError(
             f"anchors must be [K, F] with F = {h.shape[1]} on {h.device}, got {list(anchors.shape)} on {anchors.device}"
         )
-    dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
-    h = h.to(dtype)
-    with torch.autocast(h.device.type, enabled=False):  # dividing the product spares a second [N, F]
-        return h @ anchors.to(dtype).T / torch.linalg.vector_norm(h, dim=1, keepdim=True).clamp(min=1e-12)
+    return torch.ops.shamisa.transport_logits(h, anchors)[0]
 
 
 def transport_codes(logits: Tensor, *, temperature: float = 0.05, rounds: int = 6) -> Tensor:

@@ -16,39 +16,26 @@ from .relations import RelationLoss
 
 
 class SmallEncoder(nn.Module):
-    """The demonstration's network: five strided 3 x 3 convolutions; mean and spread of the last three stages.
+    """The demonstration's network: four strided convolutions and an average over the image.
 
-    [N, 3, H, W] -> [N, 448]. Low-level statistics tell more about quality than objects do, hence the early stages and
-    the spread; about 0.3 million parameters and 40 million multiplications for 96 x 96.
+    [N, 3, H, W] -> [N, 256]; 0.28 million weights, 25 million multiplications for 96 x 96 pixels.
     """
 
-    WIDTHS = (16, 32, 48, 64, 112)
+    WIDTHS = (24, 48, 96, 256)  # channels of the stages; each halves the resolution
 
     def __init__(self) -> None:
         super().__init__()
         widths = (3, *self.WIDTHS)
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(a, b, 3, stride=2 if i else 1, padding=1, bias=False),
-                nn.BatchNorm2d(b),
-                nn.ReLU(inplace=True),
-            )
-            for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
-        )
-        self.feature_dim = 2 * sum(self.WIDTHS[-3:])
-        for m in self.modules():
-            if isinstance(m, nn.Conv2d):
-                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+        self.stages = nn.Sequential()
+        for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            side = 3 if i else 5  # the first is larger: it alone sees single pixels
+            conv = nn.Conv2d(a, b, side, stride=2, padding=side // 2, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            self.stages.append(nn.Sequential(conv, nn.BatchNorm2d(b), nn.ReLU(inplace=True)))
+        self.feature_dim = self.WIDTHS[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = []
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            if i >= len(self.stages) - 3:
-                mean = x.float().mean((2, 3))
-                square = x.float().square().mean((2, 3))
-                pooled += [mean, (square - mean.square()).clamp(min=0).add(1e-5).sqrt()]
-        return torch.cat(pooled, 1)
+        return self.stages(x).mean((2, 3))
 
 
 class Encoder(nn.Module):

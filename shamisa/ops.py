@@ -125,6 +125,30 @@ define(
     reference=reference_relations.knn_graph_backward,
     fake=lambda grad, h, distance, neighbor: torch.empty_like(h, memory_format=torch.contiguous_format),
 )
+
+
+def _logits_fake(h, anchors):
+    dtype = reference_relations.compute_dtype(h)
+    return h.new_empty(len(h), len(anchors), dtype=dtype), h.new_empty(len(h), dtype=dtype)
+
+
+def _logits_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+define(
+    "transport_logits(Tensor h, Tensor anchors) -> (Tensor logits, Tensor norm)",
+    reference=reference_relations.transport_logits,
+    fake=_logits_fake,
+    setup_context=_logits_context,
+    backward=lambda ctx, grad, _: torch.ops.shamisa.transport_logits_backward(grad, *ctx.saved_tensors),
+)
+define(
+    "transport_logits_backward(Tensor grad, Tensor h, Tensor anchors, Tensor logits, Tensor norm) -> (Tensor, Tensor)",
+    reference=reference_relations.transport_logits_backward,
+    fake=lambda grad, h, anchors, *_: (h.new_empty(h.shape), anchors.new_empty(anchors.shape)),
+)
 define(
     "transport_codes(Tensor u, float temperature, int rounds) -> Tensor",
     reference=reference_relations.transport_codes,

@@ -15,7 +15,7 @@ except ImportError:
     torchvision = None
 
 NAMES = [
-    ("shamisa/small", None),
+    ("shamisa/small", 256),
     pytest.param(
         "torchvision/resnet18", 512, marks=pytest.mark.skipif(torchvision is None, reason="needs torchvision")
     ),
@@ -30,10 +30,9 @@ def tiny_config(**fields) -> Config:
 def test_encoder_pools_to_features(name, features):
     torch.manual_seed(0)
     encoder = Encoder(name).eval()
-    assert encoder.feature_dim == (features or encoder.feature_dim)
     x = torch.randn(3, 3, 40, 33)
     h = encoder(x)
-    assert h.shape == (3, encoder.feature_dim) and h.dtype == torch.float32
+    assert h.shape == (3, encoder.feature_dim) == (3, features) and h.dtype == torch.float32
     assert bool(h.isfinite().all()) and float(h.detach().std()) > 0
     torch.testing.assert_close(encoder(x[1:2]), h[1:2], rtol=1e-4, atol=1e-5)  # in eval mode images are independent
     torch.testing.assert_close(encoder(x.contiguous(memory_format=torch.channels_last)), h, rtol=1e-4, atol=1e-5)
@@ -130,7 +129,7 @@ def bad_file(kind, path):
         ("garbage", "cannot read weights"),
         ("pickle", "cannot read weights"),
         ("other", r"does not hold weights of shamisa/small: missing stages.*and \d+ more"),
-        ("shape", r"expected \[16, 3, .*found \[1, 2\]"),
+        ("shape", r"expected \[24, 3, .*found \[1, 2\]"),
     ],
 )
 def test_bad_init_files_are_refused(kind, message, tmp_path):

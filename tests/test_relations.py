@@ -17,6 +17,15 @@ from shamisa.reference import relations as reference
 from shamisa.relations import GRAPHS, RelationLoss, RelationOptions
 
 V, C, L, D = 6, 4, 5, 3
+DIFFERENTIABLE = [
+    "knn_graph",
+    "transport_logits",
+    "transport_graph",
+    "merge_edges",
+    "pair_cost",
+    "variance",
+    "covariance",
+]
 OPS = torch.ops.shamisa
 
 
@@ -282,6 +291,24 @@ def test_half_precision_and_autocast(dtype):
         assert_close(a.float(), b, rtol=2e-2, atol=2e-2 * b.abs().max().item())
 
 
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_autocast_changes_nothing(name):
+    """Neither in the forward nor in a backward that runs under autocast."""
+
+    def run():
+        arguments = samples()[name][0]
+        out = getattr(OPS, name)(*arguments)
+        out = out[0] if isinstance(out, tuple | list) else out
+        inputs = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
+        return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    expected = run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = run()
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b)
+
+
 def test_gradcheck(monkeypatch):
     leaves, plan = batch(1, 2, 2, 2, F=8, E=6)
     loss = small_loss(8, anchors=4, neighbors=3, transport_edges=3, aggregation="trained")
@@ -312,7 +339,8 @@ def samples():
     distance, neighbor, _ = reference.knn_graph(h.detach(), 3)
     scores, edges, extreme = reference.transport_graph(log_p.detach(), 2, False, True)
     squared = reference.pair_cost(z.detach(), weight.detach(), index)[1]
-    one = torch.tensor(1.5)
+    one, anchors = torch.tensor(1.5), normal(3, 5)
+    logits = reference.transport_logits(h.detach(), anchors.detach())
     fixed = {"h": h.detach(), "z": z.detach(), "log_p": log_p.detach(), "weight": weight.detach()}
     return {
         "structural_graph": [(severity, 6, "parity"), (severity, 6, "same_scale"), (severity, 1, "parity")],
@@ -324,6 +352,8 @@ def samples():
         ],
         "knn_graph": [(h, 3), (normal(2, 3), 1), (normal(3, 9).T, 8)],
         "knn_graph_backward": [(normal(9, 3, grad=False), fixed["h"], distance, neighbor)],
+        "transport_logits": [(h, anchors), (normal(3, 9).T, normal(2, 3))],
+        "transport_logits_backward": [(normal(9, 3, grad=False), fixed["h"], anchors.detach(), *logits)],
         "transport_codes": [(fixed["log_p"], 0.05, 6), (normal(1, 3, grad=False), 0.5, 1)],
         "transport_graph": [(log_p, 2, row, diagonal) for row in (True, False) for diagonal in (True, False)],
         "transport_graph_backward": [(normal(18, grad=False), fixed["log_p"], scores, edges, extreme)],
@@ -349,9 +379,6 @@ def test_every_relation_op_is_sampled():
 @pytest.mark.parametrize("name, case", CASES)
 def test_opcheck(name, case):
     torch.library.opcheck(getattr(OPS, name).default, samples()[name][case])
-
-
-DIFFERENTIABLE = ["knn_graph", "transport_graph", "merge_edges", "pair_cost", "variance", "covariance"]
 
 
 @pytest.mark.parametrize("name, case", [c for c in CASES if c[0] in DIFFERENTIABLE])

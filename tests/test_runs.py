@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_architecture_names_both(tmp_path, saved):
     weights = load_file(saved[0].latest() / "model.safetensors")
     weights = {k: torch.zeros(5, 5) if k.endswith("stages.0.0.weight") else t for k, t in weights.items()}
     save_file(weights, tmp_path / "m.safetensors", metadata={"encoder": "shamisa/small"})
-    with pytest.raises(runs.RunError, match=r"stages.0.0.weight expected \[16, 3, .*found \[5, 5\]"):
+    with pytest.raises(runs.RunError, match=r"stages.0.0.weight expected \[24, 3, .*found \[5, 5\]"):
         runs.load_encoder(tmp_path / "m.safetensors")
 
 

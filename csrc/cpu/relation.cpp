@@ -103,7 +103,8 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
     const int64_t panels = (N + run.panel_rows - 1) / run.panel_rows;
     const Tensor packed = make({panels * run.panel_rows * F}, type_of<T>), norm = make({N}, type_of<T>);
     const Tensor key = make({N, candidates}, type_of<T>), row = make({N, candidates}, ScalarType::Int);
-    const Neighbors<T> g = {read<T>(x), N, F, (int)k, candidates, data<T>(packed), data<T>(norm), data<T>(key), data<int32_t>(row)};
+    const Neighbors<T> g = {read<T>(x),        N, F, (int)k, candidates, data<T>(packed), data<T>(norm), data<T>(key),
+                            data<int32_t>(row)};
     parallel(panels, run.panel_rows * F, [&](int64_t a, int64_t b) { run.pack(g.h, N, F, a, b, g.packed); });
     parallel(N, F, [&](int64_t a, int64_t b) { run.neighbors_begin(g, a, b); });
     const int64_t blocks = blocks_of(N);
@@ -119,9 +120,7 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
       std::vector<double> exact(candidates);
       run.neighbors_finish(g, a, b, data<T>(distance), data<int64_t>(neighbor), exact.data());
     });
-    parallel(N, k * k, [&](int64_t a, int64_t b) {
-      neighbors_mutual(read<int64_t>(neighbor), k, a, b, data<bool>(mutual));
-    });
+    parallel(N, k * k, [&](int64_t a, int64_t b) { neighbors_mutual(read<int64_t>(neighbor), k, a, b, data<bool>(mutual)); });
     return 0;
   });
   return {distance, neighbor, mutual};
@@ -131,7 +130,8 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
 template <class T, class I, class J, class Value>
 Tensor apply_laplacian(const Tensor& x, int64_t M, I i, J j, Value value) {
   const int64_t N = x.size(0), D = x.size(1);
-  const Tensor offset = make({N + 1}, ScalarType::Long), other = make({2 * M}, ScalarType::Int), weight = make({2 * M}, type_of<T>);
+  const Tensor offset = make({N + 1}, ScalarType::Long), other = make({2 * M}, ScalarType::Int),
+               weight = make({2 * M}, type_of<T>);
   const Incidence<T> edges = {data<int64_t>(offset), data<int32_t>(other), data<T>(weight)};
   build_incidence<T>(N, M, i, j, value, edges);
   const Tensor out = make({N, D}, type_of<T>);
@@ -152,7 +152,8 @@ Tensor knn_graph_backward(Tensor grad, Tensor h, Tensor distance, Tensor neighbo
     const T *length = read<T>(d), *slope = read<T>(g);
     check_index(j, N * k, N, "neighbor");
     const auto value = [=](int64_t e) { return length[e] > 0 ? slope[e] / length[e] : length[e] == 0 ? T(0) : length[e]; };
-    return back(apply_laplacian<T>(x, N * k, [=](int64_t e) { return e / k; }, [=](int64_t e) { return j[e]; }, value),
+    return back(apply_laplacian<T>(
+                    x, N * k, [=](int64_t e) { return e / k; }, [=](int64_t e) { return j[e]; }, value),
                 h.scalar_type());
   });
 }
@@ -176,16 +177,19 @@ std::tuple<Tensor, Tensor, Tensor> transport_graph(Tensor log_p, int64_t edges, 
   const std::vector<double> p = probabilities(lp, N * K);
   const TypedRelationKernels<double>& wide = typed<double>();
   const int64_t panels = (N + wide.panel_rows - 1) / wide.panel_rows, stride = panels * wide.panel_rows;
-  std::vector<double> packed(stride * K);
-  parallel(panels, wide.panel_rows * K, [&](int64_t a, int64_t b) { wide.pack(p.data(), N, K, a, b, packed.data()); });
+  std::vector<double> packed_log(stride * K), packed_p(stride * K);
+  parallel(panels, wide.panel_rows * K, [&](int64_t a, int64_t b) {
+    wide.pack(lp, N, K, a, b, packed_log.data());
+    wide.pack(p.data(), N, K, a, b, packed_p.data());
+  });
 
   const Tensor weight = make({M}, compute_type(log_p)), index = make({2, M}, ScalarType::Long);
   const Tensor extreme = make({2, 2}, ScalarType::Long);
   int64_t *to_i = data<int64_t>(index), *to_j = to_i + M;
-  const Transport g = {lp, packed.data(), N, K, per_row ? row_edges : 0, diagonal};
+  const Transport g = {packed_log.data(), packed_p.data(), N, K, per_row ? row_edges : 0, diagonal};
 
   // Each segment of rows collects its own largest scores; the order among all is total, so joining them is exact.
-  const int64_t groups = (N + tile_rows - 1) / tile_rows, threads = torch::stable::get_num_threads();
+  const int64_t groups = (N + segment_rows - 1) / segment_rows, threads = torch::stable::get_num_threads();
   const int64_t segments = groups < threads ? groups : threads;
   std::vector<Extreme> found(segments);
   std::vector<std::vector<uint64_t>> kept(segments);
@@ -194,8 +198,8 @@ std::tuple<Tensor, Tensor, Tensor> transport_graph(Tensor log_p, int64_t edges, 
     using T = decltype(t);
     torch::stable::parallel_for(0, segments, 1, [&](int64_t a, int64_t b) {
       for (int64_t s = a; s < b; ++s) {
-        const int64_t first = groups * s / segments * tile_rows, end = groups * (s + 1) / segments * tile_rows;
-        std::vector<double> score(tile_rows * stride);
+        const int64_t first = groups * s / segments * segment_rows, end = groups * (s + 1) / segments * segment_rows;
+        std::vector<double> score(wide.tile_rows * stride);
         const int64_t m = none ? 1 : per_row ? row_edges : M, room = m + (m < 4096 ? 4096 : m);
         kept[s].resize(room);
         Smallest best = {kept[s].data(), m, room, 0, -INFINITY};
@@ -249,7 +253,8 @@ Tensor transport_graph_backward(Tensor grad, Tensor log_p, Tensor weight, Tensor
   const double share = 1 / (transport_span(low, high) * (double)K);
   double sum = 0, to_high = 0;
   for (int64_t e = 0; e < M; ++e) sum += slope[e], to_high -= slope[e] * value[e];
-  if (!(high - low >= flat_score)) to_high = high - low < flat_score ? 0 : NAN;  // a clamped range: the maximum has no part in it
+  if (!(high - low >= flat_score))
+    to_high = high - low < flat_score ? 0 : NAN;  // a clamped range: the maximum has no part in it
   const Tensor out = make({N, K}, ScalarType::Double);
   double* o = data<double>(out);
   for (int64_t e = 0; e < N * K; ++e) o[e] = 0;
@@ -291,8 +296,8 @@ std::tuple<Tensor, Tensor> pair_cost_backward(Tensor grad, Tensor z, Tensor weig
     const T scale = (T)(*read<double>(g) / (double)(N * E));
     const T* v = read<T>(w);
     for (int64_t e = 0; e < M; ++e) data<T>(dw)[e] = scale * read<T>(s)[e];
-    const Tensor dz = apply_laplacian<T>(x, M, [=](int64_t e) { return i[e]; }, [=](int64_t e) { return j[e]; },
-                                         [=](int64_t e) { return 2 * scale * v[e]; });
+    const Tensor dz = apply_laplacian<T>(
+        x, M, [=](int64_t e) { return i[e]; }, [=](int64_t e) { return j[e]; }, [=](int64_t e) { return 2 * scale * v[e]; });
     return {back(dz, z.scalar_type()), back(dw, weight.scalar_type())};
   });
 }

@@ -212,9 +212,9 @@ SHAMISA_OP void truncate_block(Group& group, const State& state, const CodeBlock
   }
   const int kind = (kept + 1) % 3, p = block.depth - 1 - (kept + 1) / 3;
   if (kind != 2) {
-    group.each(words.template units<U>(), [=](int u) {
+    group.each(words.units<U>(), [=](int u) {
       U significant = U::zero();
-      for (int i = p + 1; i < plane_count; ++i) significant = significant | words.template at<U>(u, i);
+      for (int i = p + 1; i < plane_count; ++i) significant = significant | words.at<U>(u, i);
       words.put(u, slot_significant, significant);
     });
     find_members(group, words, p);

@@ -7,9 +7,10 @@
 
 namespace shamisa {
 
-constexpr int neighbor_margin = 5;               // candidates beyond k: more than can lie within rounding of the last place
-constexpr int block_rows = 96;                   // rows whose products are made together
-constexpr int laplacian_columns = 64;            // columns summed together: so many of all rows stay in the second cache
+constexpr int neighbor_margin = 5;              // candidates beyond k: more than can lie within rounding of the last place
+constexpr int segment_rows = 12;                 // rows of scores are shared out in multiples of this (of tile_rows)
+constexpr int block_rows = 96;                  // rows whose products are made together
+constexpr int laplacian_columns = 64;           // columns summed together: so many of all rows stay in the second cache
 constexpr int64_t transport_nodes = 1LL << 16;  // positions i N + j fit in 32 bits
 
 template <class T>
@@ -32,8 +33,8 @@ struct Incidence {
 };
 
 struct Transport {
-  const double* log_p;   // [N, K]
-  const double* packed;  // [panels of N][K][panel_rows], p
+  const double* log_p;  // packed, [panels of N][K][panel_rows]
+  const double* p;      // packed likewise
   int64_t N, K;
   int64_t edges;  // per row; 0: the largest of the whole matrix are collected
   bool diagonal;
@@ -41,9 +42,9 @@ struct Transport {
 
 // The m smallest of a stream of numbers that differ
 struct Smallest {
-  uint64_t* v;           // [room], room > m
-  int64_t m, room, n;    // n so far
-  float bound;           // a smaller score cannot be among them any more
+  uint64_t* v;         // [room], room > m
+  int64_t m, room, n;  // n so far
+  float bound;         // a smaller score cannot be among them any more
 };
 
 struct Extreme {  // first smallest and first largest score and their positions i N + j
@@ -67,6 +68,7 @@ inline bool meeting(int64_t blocks, int64_t round, int64_t pair, int64_t* a, int
 template <class T>
 struct TypedRelationKernels {
   int panel_rows;  // rows of a packed panel of T
+  int tile_rows;   // rows of scores made at a time
   void (*pack)(const T* x, int64_t N, int64_t D, int64_t first_panel, int64_t last_panel, T* packed);
   void (*neighbors_begin)(const Neighbors<T>&, int64_t first, int64_t last);
   void (*neighbors_pair)(const Neighbors<T>&, int64_t block_a, int64_t block_b, T* scratch);

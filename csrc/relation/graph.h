@@ -31,7 +31,6 @@ inline void build_incidence(int64_t N, int64_t M, I i, J j, Value value, Inciden
   to.offset[0] = 0;
 }
 
-
 // out_n = sum over the edges of n of value (x_n - x_other), for the columns [column, column + width) of all N rows
 template <class T>
 inline void laplacian(const T* x, int64_t N, int64_t D, Incidence<T> edges, int64_t column, int64_t width, T* out) {

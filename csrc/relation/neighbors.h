@@ -2,13 +2,16 @@
 //
 // 1. Squared distances |x_i|^2 + |x_j|^2 - 2 x_i . x_j of blocks of rows against blocks of rows, each pair of blocks once;
 //    each row keeps its k + margin best. Rounds of disjoint pairs of blocks can run in parallel.
-// 2. Those few are measured again by exact differences in double, which decide the order (then the smaller row).
+// 2. Those few are measured again by their differences, and in double where two are close: that decides the order (then the
+//    smaller row).
 #pragma once
 
 #include "arguments.h"
 #include "product.h"
 
 SHAMISA_BEGIN
+
+constexpr double close_call = 1e-5;  // relative; several times the rounding of a squared distance summed in float
 
 template <class T>
 inline void neighbors_begin(const Neighbors<T>& g, int64_t first, int64_t last) {
@@ -44,10 +47,11 @@ inline void neighbors_pair(const Neighbors<T>& g, int64_t block_a, int64_t block
   const int64_t a0 = block_a * block_rows, b0 = block_b * block_rows;
   const int na = (int)(g.N - a0 < block_rows ? g.N - a0 : block_rows);
   const int nb = (int)(g.N - b0 < block_rows ? g.N - b0 : block_rows);
-  const int rows = (na + tile_rows - 1) / tile_rows * tile_rows;
+  const int rows = (na + tile_rows<T> - 1) / tile_rows<T> * tile_rows<T>;
   constexpr int per = block_rows / panel_rows<T>;
+  static_assert(block_rows % panel_rows<T> == 0, "a block is whole panels");
   const int64_t panels = panels_of<T>(g.N), first = block_b * per;
-  product_block<T>(g.h, g.N, g.F, a0, rows, g.packed, first, first + per < panels ? first + per : panels, dot, block_rows);
+  product_block<T>(g.packed, a0, rows, g.packed, first, first + per < panels ? first + per : panels, g.F, dot, block_rows);
   const bool same = block_a == block_b;
   for (int r = 0; r < na; ++r) {  // distances in place of products; row r of A offers itself to B and is offered B
     T* line = dot + r * block_rows;
@@ -70,29 +74,44 @@ inline void neighbors_pair(const Neighbors<T>& g, int64_t block_a, int64_t block
   }
 }
 
+// rows[0 .. n) into the order of (float)squared, then of the row
+inline void sort_candidates(int n, double* squared, int32_t* rows) {
+  for (int c = 1; c < n; ++c) {
+    const double key = squared[c];
+    const int32_t j = rows[c];
+    int at = c;
+    for (; at > 0 && ((float)key < (float)squared[at - 1] || ((float)key == (float)squared[at - 1] && j < rows[at - 1])); --at) {
+      squared[at] = squared[at - 1];
+      rows[at] = rows[at - 1];
+    }
+    squared[at] = key;
+    rows[at] = j;
+  }
+}
+
 // rows [first, last): distance [N, k] and neighbor [N, k], nearest first. A row without enough finite distances is filled up
-// with (NaN, N - 1). exact [candidates] is scratch.
+// with (NaN, N - 1). squared [candidates] is scratch.
 template <class T>
 inline void neighbors_finish(const Neighbors<T>& g, int64_t first, int64_t last, T* distance, int64_t* neighbor,
-                             double* exact) {
+                             double* squared) {
   for (int64_t i = first; i < last; ++i) {
     int32_t* rows = g.row + i * g.candidates;
+    const T* own = g.h + i * g.F;
     int n = 0;
-    for (int c = 0; c < g.candidates && rows[c] >= 0; ++c) {
-      const int32_t j = rows[c];
-      const double squared = exact_squared_distance(g.h + i * g.F, g.h + j * g.F, g.F);
-      const float key = (float)squared;
-      int at = n++;
-      for (; at > 0 && (key < (float)exact[at - 1] || (key == (float)exact[at - 1] && j < rows[at - 1])); --at) {
-        exact[at] = exact[at - 1];
-        rows[at] = rows[at - 1];
+    for (; n < g.candidates && rows[n] >= 0; ++n) squared[n] = squared_distance<T>(own, g.h + rows[n] * g.F, g.F);
+    sort_candidates(n, squared, rows);
+    if (sizeof(T) < 8) {  // summed in float: right but for the order of those that are as good as equal
+      bool close = false;
+      for (int c = 0; c < n; ++c) {
+        const bool next = c + 1 < n && squared[c + 1] - squared[c] <= close_call * squared[c + 1];
+        if (close || next) squared[c] = exact_squared_distance(own, g.h + rows[c] * g.F, g.F);
+        close = next;
       }
-      exact[at] = squared;
-      rows[at] = j;
+      sort_candidates(n, squared, rows);
     }
     for (int c = 0; c < g.k; ++c) {
       neighbor[i * g.k + c] = c < n ? rows[c] : g.N - 1;
-      distance[i * g.k + c] = (T)(c < n ? __builtin_sqrt(exact[c]) : __builtin_nan(""));
+      distance[i * g.k + c] = (T)(c < n ? __builtin_sqrt(squared[c]) : __builtin_nan(""));
     }
   }
 }

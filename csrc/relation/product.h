@@ -44,12 +44,13 @@ SHAMISA_HD Simd<double>::V multiply_add(Simd<double>::V a, Simd<double>::V b, Si
 #endif
 }
 
-constexpr int tile_rows = 6;    // of X at a time: 6 x 2 vectors of sums fill the registers
-constexpr int depth_step = 256; // columns summed before a tile goes back to memory: keeps Y in the first cache, errors small
-
-// Y is packed in panels of this many rows, [panel][column][row], the last one padded with zeros
+// Rows are packed in panels, [panel][column][row of the panel], the last one padded with zeros. A tile of the product is
+// tile_rows rows of one panel times all rows of another: 4 x 3 vectors of sums fill the registers.
 template <class T>
-constexpr int panel_rows = 2 * Simd<T>::width;
+constexpr int panel_rows = 3 * Simd<T>::width;
+template <class T>
+constexpr int tile_rows = panel_rows<T> % 4 == 0 ? 4 : 2;
+constexpr int depth_step = 128;  // columns summed before a tile goes back to memory: keeps panels in the first cache, errors small
 
 template <class T>
 SHAMISA_HD int64_t panels_of(int64_t rows) {
@@ -57,57 +58,59 @@ SHAMISA_HD int64_t panels_of(int64_t rows) {
 }
 
 template <class T>
-inline void pack_panels(const T* y /* [N, D] */, int64_t N, int64_t D, int64_t first, int64_t last, T* packed) {
+inline void pack_panels(const T* x /* [N, D] */, int64_t N, int64_t D, int64_t first, int64_t last, T* packed) {
   constexpr int P = panel_rows<T>;
   for (int64_t panel = first; panel < last; ++panel)
-    for (int r = 0; r < P; ++r) {
-      const int64_t row = panel * P + r;
-      T* out = packed + panel * P * D + r;
-      for (int64_t d = 0; d < D; ++d) out[d * P] = row < N ? y[row * D + d] : T(0);
-    }
+    for (int64_t d0 = 0; d0 < D; d0 += depth_step)  // a stretch at a time, so that its lines stay in the cache
+      for (int r = 0; r < P; ++r) {
+        const int64_t row = panel * P + r, end = d0 + depth_step < D ? d0 + depth_step : D;
+        T* out = packed + panel * P * D + r;
+        for (int64_t d = d0; d < end; ++d) out[d * P] = row < N ? x[row * D + d] : T(0);
+      }
 }
 
-// out[r][0 .. P) += x[r][d] . panel[d][0 .. P) summed over D columns; out has row stride `stride`
+// out[r][0 .. P) += x[d][r] y[d][0 .. P) summed over D columns of two panels; out has row stride `stride`
 template <class T>
-inline void product_tile(const T* const* x /* [tile_rows] */, const T* panel, int64_t D, T* out, int64_t stride) {
+inline void product_tile(const T* x, const T* y, int64_t D, T* out, int64_t stride) {
   using S = Simd<T>;
-  typename S::V low[tile_rows], high[tile_rows];
-#pragma GCC unroll 6
-  for (int r = 0; r < tile_rows; ++r) low[r] = high[r] = S::fill(0);
-  for (int64_t d = 0; d < D; ++d, panel += panel_rows<T>) {
-    const typename S::V a = S::load(panel), b = S::load(panel + S::width);
-#pragma GCC unroll 6
-    for (int r = 0; r < tile_rows; ++r) {
-      const typename S::V s = S::fill(x[r][d]);
-      low[r] = multiply_add(s, a, low[r]);
-      high[r] = multiply_add(s, b, high[r]);
+  constexpr int P = panel_rows<T>, R = tile_rows<T>, W = S::width;
+  typename S::V sum[R][3];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = sum[r][2] = S::fill(0);
+#pragma GCC unroll 2
+  for (int64_t d = 0; d < D; ++d, x += P, y += P) {
+    const typename S::V a = S::load(y), b = S::load(y + W), c = S::load(y + 2 * W);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const typename S::V v = S::fill(x[r]);
+      sum[r][0] = multiply_add(v, a, sum[r][0]);
+      sum[r][1] = multiply_add(v, b, sum[r][1]);
+      sum[r][2] = multiply_add(v, c, sum[r][2]);
     }
   }
-#pragma GCC unroll 6
-  for (int r = 0; r < tile_rows; ++r) {
-    T* o = out + r * stride;
-    S::store(o, S::load(o) + low[r]);
-    S::store(o + S::width, S::load(o + S::width) + high[r]);
-  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+    for (int u = 0; u < 3; ++u) {
+      T* o = out + r * stride + u * W;
+      S::store(o, S::load(o) + sum[r][u]);
+    }
 }
 
-// out [rows, stride] = X rows [first_x, first_x + rows) times panels [first_panel, last_panel), rows a multiple of
-// tile_rows; rows past N repeat the last one. Every element is summed in the same order, wherever it lies in a tile.
+// out [rows, stride] = packed rows [first_x, first_x + rows) of X times panels [first_panel, last_panel) of Y; first_x and
+// rows are multiples of tile_rows. Every element is summed in the same order, wherever it lies in a tile.
 template <class T>
-inline void product_block(const T* x, int64_t N, int64_t D, int64_t first_x, int rows, const T* packed, int64_t first_panel,
-                          int64_t last_panel, T* out, int64_t stride) {
+inline void product_block(const T* x, int64_t first_x, int rows, const T* y, int64_t first_panel, int64_t last_panel, int64_t D,
+                          T* out, int64_t stride) {
   constexpr int P = panel_rows<T>;
   for (int64_t i = 0; i < rows * stride; ++i) out[i] = 0;
   for (int64_t d = 0; d < D; d += depth_step) {
     const int64_t depth = D - d < depth_step ? D - d : depth_step;
     for (int64_t panel = first_panel; panel < last_panel; ++panel)
-      for (int r = 0; r < rows; r += tile_rows) {
-        const T* row[tile_rows];
-        for (int q = 0; q < tile_rows; ++q) {
-          const int64_t i = first_x + r + q;
-          row[q] = x + (i < N ? i : N - 1) * D + d;
-        }
-        product_tile<T>(row, packed + (panel * D + d) * P, depth, out + r * stride + (panel - first_panel) * P, stride);
+      for (int r = 0; r < rows; r += tile_rows<T>) {
+        const int64_t i = first_x + r;
+        product_tile<T>(x + (i / P * D + d) * P + i % P, y + (panel * D + d) * P, depth,
+                        out + r * stride + (panel - first_panel) * P, stride);
       }
   }
 }

@@ -65,16 +65,16 @@ SHAMISA_HD void join(Extreme* a, Extreme b) {  // b comes from later rows
   if (b.high > a->high) a->high = b.high, a->high_at = b.high_at;
 }
 
-// Rows [first, last), first a multiple of tile_rows. score [tile_rows, stride] with stride = panels * panel_rows is scratch.
+// Rows [first, last), first a multiple of segment_rows. score [tile_rows, stride] with stride = panels * panel_rows is scratch.
 // With `edges`, writes index_j [N, edges] in ascending order instead of adding to `best`, whose m is then `edges`.
 template <class T>
 inline Extreme transport_rows(const Transport& g, int64_t first, int64_t last, double* score, Smallest* best,
                               int64_t* index_j) {
   Extreme found = {__builtin_inf(), -__builtin_inf(), 0, 0};
   const int64_t panels = panels_of<double>(g.N), stride = panels * panel_rows<double>;
-  for (int64_t i0 = first; i0 < last; i0 += tile_rows) {
-    product_block<double>(g.log_p, g.N, g.K, i0, tile_rows, g.packed, 0, panels, score, stride);
-    for (int64_t i = i0; i < last && i < i0 + tile_rows; ++i) {
+  for (int64_t i0 = first; i0 < last; i0 += tile_rows<double>) {
+    product_block<double>(g.log_p, i0, tile_rows<double>, g.p, 0, panels, g.K, score, stride);
+    for (int64_t i = i0; i < last && i < i0 + tile_rows<double>; ++i) {
       double* c = score + (i - i0) * stride;
       double low[8], high[8];
       for (int u = 0; u < 8; ++u) low[u] = __builtin_inf(), high[u] = -__builtin_inf();

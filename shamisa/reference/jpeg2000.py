@@ -302,7 +302,7 @@ def code_passes(planes: BlockPlanes, layout: Layout, limit: Tensor) -> tuple[Ten
         index = ((p >= 0) & (p < planes.depth) & ~done[image]).nonzero()[:, 0]
         if len(index):
             counts, error = planes.at(index, p[index]).statistics()
-            weight = norm[index] * norm[index] * torch.ldexp(torch.full_like(norm[index], 1 / 64), 2 * p[index])
+            weight = norm[index] * norm[index] / 64 * (1 << 2 * p[index])  # exact but for the square
             first = p[index] == planes.depth[index] - 1  # only the cleanup pass
             for kind in range(3):
                 rows = slice(None) if kind == 2 else ~first

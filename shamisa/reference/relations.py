@@ -14,6 +14,9 @@ Agreement: native kernels give the same edges; values within 1e-5 relative in fl
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,12 +24,24 @@ PAIR_CHUNK = 8192  # edges gathered at a time
 ROW_CHUNK = 512  # rows of an N x N matrix held at a time
 SAME_POINT = 1e-13  # squared distances below this share of |a|^2 + |b|^2 are float64 rounding, hence 0
 FLAT_SCORE = 1e-6  # a smaller range of transport scores is rounding, not information
+LEAST_NORM = 1e-12  # of a row of h, against division by zero
 VARIANCE_EPS = 1e-4
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """float64 stays float64, every other floating type is computed in float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def outside_autocast(reference: Callable) -> Callable:
+    """Autocast reaches into the kernel of an op: without this, its products would run in half precision."""
+
+    @functools.wraps(reference)
+    def run(x: Tensor, *rest):
+        with torch.autocast(x.device.type, enabled=False):
+            return reference(x, *rest)
+
+    return run
 
 
 def select_largest(score: Tensor, k: int) -> Tensor:
@@ -158,6 +173,30 @@ def knn_graph_backward(grad: Tensor, h: Tensor, distance: Tensor, neighbor: Tens
 
 
 # ----------------------------------------------------------------------------------------------------------- transport
+@outside_autocast
+def transport_logits(h: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised rows times anchors, and the norms [N] that the backward needs. Differentiable: logits -> h, anchors.
+
+    h [N, F], anchors [K, F] -> logits [N, K]. The product is divided, not h: that spares a second [N, F].
+    """
+    dtype = compute_dtype(h)
+    x = h.to(dtype)
+    norm = torch.linalg.vector_norm(x, dim=1).clamp(min=LEAST_NORM)
+    return x @ anchors.to(dtype).T / norm[:, None], norm
+
+
+@outside_autocast
+def transport_logits_backward(
+    grad: Tensor, h: Tensor, anchors: Tensor, logits: Tensor, norm: Tensor
+) -> tuple[Tensor, Tensor]:
+    """grad [N, K] of logits -> [N, F] of h, without its part along h, and [K, F] of anchors."""
+    x, w = h.to(norm.dtype), anchors.to(norm.dtype)
+    grad = grad / norm[:, None]
+    along = torch.where(norm > LEAST_NORM, (grad * logits).sum(1) / norm, 0)
+    dh = (grad @ w).addcmul_(x, along[:, None], value=-1)
+    return dh.to(h.dtype), (grad.T @ x).to(anchors.dtype)
+
+
 def transport_codes(u: Tensor, temperature: float, rounds: int) -> Tensor:
     """Balanced soft assignment of rows to anchors (Sinkhorn in the log domain: cannot overflow); no gradient.
 
@@ -262,6 +301,7 @@ def pair_cost(z: Tensor, weight: Tensor, index: Tensor) -> tuple[Tensor, Tensor]
     return (weight.to(dtype) * squared).sum() / z.numel(), squared
 
 
+@outside_autocast
 def pair_cost_backward(
     grad: Tensor, z: Tensor, weight: Tensor, index: Tensor, squared: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -291,6 +331,7 @@ def variance_backward(grad: Tensor, x: Tensor) -> Tensor:
     return (slope * centred).to(x.dtype).contiguous()
 
 
+@outside_autocast
 def covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     """(sum of squared off-diagonal entries of cov(x)) / E; also the smaller of the two moment matrices.
 
@@ -305,6 +346,7 @@ def covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     return (moment.square().sum() - diagonal.square().sum()) / E, moment
 
 
+@outside_autocast
 def covariance_backward(grad: Tensor, x: Tensor, moment: Tensor) -> Tensor:
     """grad (scalar) -> [n, E]: 4 grad / (E (n - 1)) times centred x times the off-diagonal part of cov(x)."""
     n, E = x.shape

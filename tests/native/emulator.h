@@ -95,8 +95,7 @@ inline void resume(unsigned thread) {
 
 // all threads of one block, from barrier to barrier
 inline void run_block(unsigned threads) {
-  for (unsigned t = 0; t < threads; ++t) {
-    Fiber& fiber = machine.fibers[t];
+  for (Fiber& fiber : machine.fibers) {
     fiber.stack.resize(stack_bytes);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
