@@ -1,20 +1,36 @@
-"""Settings of the benchmarks: one thread unless a benchmark says otherwise, sleeping OpenMP threads, fixed inputs."""
+"""Fixtures of the benchmarks: one thread unless a row says otherwise, sleeping OpenMP threads, packaged photographs.
+
+``row(...)`` times one row and notes what the report needs; the hooks at the end trim the JSON to what may be committed.
+"""
+
+from __future__ import annotations
 
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its pool
 
+import math
+import time
+
+import measure
 import pytest
 import torch
+
+CEILINGS: dict[str, dict] = {}  # device -> rates, for the JSON
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """--benchmark-disable runs each benchmark once; the project's default --benchmark-skip would skip them all."""
+    if config.getoption("benchmark_disable"):
+        config.option.benchmark_skip = False
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     """CPU figures are per core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with measure.threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +38,96 @@ def photos():
     """Crops of packaged photographs, uint8 [16, 3, 224, 224]."""
     from shamisa.data.embedded import EmbeddedPhotos
 
-    source = EmbeddedPhotos(split="train")
+    source = EmbeddedPhotos(split="train", leaves=12)
     crops = []
     for i in range(16):
         photo = source[i % len(source)]
         top, left = (37 * i % (n - 223) for n in photo.shape[1:])
         crops.append(photo[:, top : top + 224, left : left + 224])
     return torch.stack(crops)
+
+
+@pytest.fixture(scope="session")
+def ceilings(request):
+    """device -> its copy bandwidth and matrix rates, measured once in this session (CPU: one thread)."""
+    small = bool(request.config.getoption("benchmark_disable"))
+
+    def of(device: str) -> dict:
+        if device not in CEILINGS:
+            with measure.threads(1):
+                CEILINGS[device] = measure.measure_ceilings(device, small)
+        return CEILINGS[device]
+
+    return of
+
+
+@pytest.fixture
+def row(benchmark, ceilings):
+    """Time ``call()`` as one row of the report; returns nothing, the figures go into ``benchmark.extra_info``."""
+
+    def run(
+        call,
+        *,
+        section: str,  # table of the report
+        subject: str,  # what is done, the same in all rows that are compared
+        row: str,  # who does it: native, reference, or the name of a peer
+        device: str = "cpu",
+        images: int | None = None,  # per call
+        moved: float | None = None,  # bytes that the call must read and write
+        flops: float | None = None,  # floating-point operations of the call, float32
+        seconds: float = 0.15,  # to spend on the rounds, about
+        least: int = 3,
+        most: int = 20,
+        **info,  # error, memory, notes
+    ) -> None:
+        benchmark.group = f"{section}: {subject}, {device}"
+        benchmark._timer = measure.timer(device)
+        extra = benchmark.extra_info
+        extra.update(section=section, subject=subject, row=row, device=device, threads=torch.get_num_threads())
+        extra.update({k: v for k, v in info.items() if v is not None})
+        if not benchmark.enabled:
+            benchmark.pedantic(call, rounds=1, iterations=1)
+            return
+        start = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        once = time.perf_counter() - start
+        iterations = max(1, math.ceil(1e-3 / once))  # a round takes a millisecond at least
+        rounds = min(most, max(least, int(seconds / (once * iterations))))
+        benchmark.pedantic(call, rounds=rounds, iterations=iterations, warmup_rounds=1 if once < 1 else 0)
+        median = benchmark.stats.stats.median
+        if images:
+            extra.update(images=images, images_per_s=images / median, ms_per_image=1e3 * median / images)
+        if moved:
+            extra["gb_per_s"] = moved / median / 1e9
+            extra["share_of_copy"] = moved / median / 1e9 / ceilings(device)["copy_gb_s"]
+        if flops:
+            extra["gflop_per_s"] = flops / median / 1e9
+            extra["share_of_matmul"] = flops / median / 1e9 / ceilings(device)["matmul_float32_gflop_s"]
+
+    return run
+
+
+# ---- the JSON --------------------------------------------------------------------------------------------------------
+STATISTICS = ("min", "max", "mean", "median", "iqr", "rounds", "iterations")
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    """Keep hardware, versions, ceilings, statistics and notes; drop raw times, host name and paths."""
+    rows = []
+    for b in output_json["benchmarks"]:
+        stats = {k: b["stats"][k] for k in STATISTICS}
+        rows.append({"name": b["name"], "group": b["group"], "stats": rounded(stats), "info": rounded(b["extra_info"])})
+    output_json.clear()
+    load = round(os.getloadavg()[0], 2)
+    output_json.update(
+        format=1, machine=measure.machine(), load_at_end=load, ceilings=rounded(CEILINGS), benchmarks=rows
+    )
+
+
+def rounded(content):
+    """Floats to five digits, all through."""
+    if isinstance(content, dict):
+        return {k: rounded(v) for k, v in content.items()}
+    return float(f"{content:.5g}") if isinstance(content, float) else content

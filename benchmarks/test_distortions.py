@@ -1,46 +1,241 @@
-"""Each distortion, and the whole engine, native against reference: ms per 224 x 224 image, images per second and core."""
+"""Each distortion, chains and the whole engine: ours, the reference (an eager PyTorch chain), and what users would pick."""
 
+from __future__ import annotations
+
+import measure
+import peers
 import pytest
 import torch
+from measure import DEVICES, error
 
 from shamisa import DISTORTIONS, DistortionEngine, ops
 from shamisa.distortions import distort
+from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD
 
-BACKENDS = ["native", "reference"] if ops.has_kernel("distort", "cpu") else ["reference"]
+SIZE = 224
+PASS = 2 * 3 * SIZE * SIZE * 4  # bytes of one float32 image read and written
+NOISY = {"white_noise", "impulse_noise", "jitter"}  # another draw: no error to speak of
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", DISTORTIONS)
-def test_distortion(benchmark, photos, name, backend):
-    """Four float images at level 3 (severity 2)."""
+def batch(photos, device: str) -> torch.Tensor:
+    """Float images in 0..1: four on the CPU, enough to fill a GPU."""
     images = photos[:4].float() / 255
-    try:
-        distort(images[:1], name, severity=2, backend=backend)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    benchmark.group = f"distort {name} [4, 3, 224, 224] float32 cpu"
-    benchmark.pedantic(lambda: distort(images, name, severity=2, backend=backend), rounds=3, warmup_rounds=1)
-    out = distort(images, name, severity=2, backend=backend)
-    expected = distort(images, name, severity=2, backend="reference")
-    benchmark.extra_info["max error"] = (out - expected).abs().max().item()
-    if benchmark.stats:
-        benchmark.extra_info["ms/image"] = benchmark.stats.stats.median * 1e3 / 4
+    return images if device == "cpu" else images.repeat(64, 1, 1, 1).to(device)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_engine(benchmark, photos, backend):
-    """Published sampling, from uint8 crops to normalised float32: V = 2 views, C = 4, L = 5, a new plan per round."""
+def rows_of(name: str) -> list[str]:
+    return ["native", "reference", "published", *(library for library, has in peers.HAVE.items() if name in has)]
+
+
+def need_kernel(device: str) -> None:
+    if not ops.has_kernel("distort", device):
+        pytest.skip(f"no compiled kernel for {device}")
+
+
+@pytest.mark.parametrize("name, who", [(n, r) for n in DISTORTIONS for r in rows_of(n)])
+@pytest.mark.parametrize("device", DEVICES)
+def test_distortion(row, photos, device, name, who):
+    """Level 3 (severity 2) on float images [N, 3, 224, 224]."""
+    images, extra = batch(photos, device), {}
+    value = DISTORTIONS[name].levels[2]
+    if who in ("native", "reference"):
+        if who == "native":
+            need_kernel(device)
+        call = lambda: distort(images, name, severity=2, backend=who)  # noqa: E731
+    else:
+        try:
+            if who == "published":
+                one = peers.published(name)
+                call = lambda: torch.stack([one(x, value).float() for x in images.cpu()]).to(device)  # noqa: E731
+            else:
+                function, same = peers.peer(who, name)
+                call, extra["kin"] = lambda: function(images), not same
+        except peers.Missing as missing:
+            pytest.skip(str(missing))
+    if who != "reference" and not (who != "native" and name in NOISY):
+        few = slice(0, 4)
+        wanted = distort(images[few].cpu(), name, severity=2, backend="reference")
+        extra |= error(call()[few].cpu(), wanted)
+    n = len(images)
+    slow = who != "native" and device == "cpu"
+    row(
+        call,
+        section="distortions",
+        subject=name,
+        row=who,
+        device=device,
+        images=n,
+        moved=n * PASS,
+        seconds=0.2 if slow else 0.1,
+        **extra,
+    )
+
+
+CHAINS = {
+    "pointwise, 5 stages": (
+        "darken",
+        "color_saturation_hsv",
+        "linear_contrast_up",
+        "mean_shift_up",
+        "nonlinear_contrast",
+    ),
+    "filters, 3 stages": ("gaussian_blur", "lens_blur", "high_sharpen"),
+    "codecs, 2 stages": ("jpeg", "jpeg2000"),
+    "one of each group, 7 stages": (
+        *("lens_blur", "color_diffusion", "jpeg", "white_noise", "brighten", "jitter", "nonlinear_contrast"),
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_chain(row, photos, device, chain, backend):
+    """One call for a whole chain at level 3: float images -> normalised float images."""
+    if backend == "native":
+        need_kernel(device)
+    images = batch(photos, device)
+    n, D = len(images), len(CHAINS[chain])
+    rows = [DISTORTIONS[name] for name in CHAINS[chain]]
+    opcode = torch.tensor([r.opcode for r in rows], device=device).expand(n, D)
+    value = torch.tensor([r.levels[2] for r in rows], device=device).expand(n, D)
+    key = torch.arange(n * D, device=device).view(n, D)
+    index = torch.arange(n, device=device)
+
+    def call(backend=backend):
+        scale = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+        return ops.run_distort(images, index, opcode, value, key, **scale, backend=backend)
+
+    extra = error(call()[:4], call("reference")[:4]) if backend == "native" and device == "cpu" else {}
+    row(
+        call,
+        section="chains",
+        subject=chain,
+        row=backend,
+        device=device,
+        images=n,
+        moved=n * PASS,
+        seconds=0.3,
+        **extra,
+    )
+
+
+V, C, L, PLANS = 2, 4, 5, 4  # of the engine's rows: PLANS plans per call, each V C L = 40 distorted images
+
+
+def plans_of(engine: DistortionEngine, B: int) -> list:
+    return [engine.sample(B, seed=1, step=s) for s in range(PLANS)]
+
+
+@pytest.mark.parametrize("who", ["native", "native, all threads", "reference", "reference, all threads", "published"])
+def test_engine(row, photos, benchmark, who):
+    """Published sampling, uint8 crops -> normalised float32: 160 distorted images of 4 plans, the same in every row."""
     engine = DistortionEngine()
-    references = photos[:2].unsqueeze(0)  # [1, 2, 3, 224, 224]
-    plans = iter([engine.sample(1, seed=1, step=s) for s in range(64)])
-    benchmark.group = "engine, distorted [224, 224] images, cpu"
+    plans = plans_of(engine, 1) if benchmark.enabled else plans_of(engine, 1)[:1]
+    references = photos[:V].unsqueeze(0)  # [1, V, 3, H, W]
+    count = measure.all_threads() if who.endswith("all threads") else 1
+    if count == 1 and who.endswith("all threads"):
+        pytest.skip("one core")
+    backend, extra = who.partition(",")[0], {}
+    if backend == "published":
+        try:
+            call = published_engine(references, plans)
+        except peers.Missing as missing:
+            pytest.skip(str(missing))
+    else:
+        if backend == "native":
+            need_kernel("cpu")
+        call = lambda: [engine(references, plan, backend=backend) for plan in plans]  # noqa: E731
+    if who == "native":
+        extra = error(engine(references, plans[0]), engine(references, plans[0], backend="reference"))
+        extra |= measure.peak_extra("engine", V=V)
+    elif who == "reference" and benchmark.enabled:
+        extra = measure.peak_extra("engine", V=V, row="reference")
+    images, seconds = len(plans) * V * C * L, 2.0 if backend == "native" else 8.0
+    with measure.threads(count):
+        row(
+            call,
+            section="engine",
+            subject="engine",
+            row=who,
+            images=images,
+            seconds=seconds,
+            moved=images * PASS,
+            **extra,
+        )
 
-    def setup():
-        return (references, next(plans)), {"backend": "auto" if backend == "native" else backend}
 
-    rounds = 24 if backend == "native" else 3
-    benchmark.pedantic(engine, setup=setup, rounds=rounds)
-    if benchmark.stats:
-        stats = benchmark.stats.stats
-        benchmark.extra_info["images/s"] = 2 * 4 * 5 / stats.mean  # plans differ, so the mean is the rate
-        benchmark.extra_info["threads"] = torch.get_num_threads()
+def published_engine(references: torch.Tensor, plans: list):
+    """The published functions driven by our plans, image by image, stages before the varying one once per composition."""
+    functions = {row.opcode: peers.published(name) for name, row in DISTORTIONS.items()}
+    mean, std = (torch.tensor(t).view(3, 1, 1) for t in (IMAGENET_MEAN, IMAGENET_STD))
+    images = references[0].float() / 255
+
+    def chain(x, plan, c, level, stages):
+        for d in stages:
+            x = functions[int(plan.opcode[0, c, d])](x, plan.value[0, c, level, d].item()).float().clamp(0, 1)
+        return x
+
+    def call():
+        for plan in plans:
+            for image in images:
+                for c in range(C):
+                    varying, length = int(plan.varying[0, c]), int(plan.length[0, c])
+                    prefix = chain(image, plan, c, 0, range(varying))
+                    [(chain(prefix, plan, c, k, range(varying, length)) - mean) / std for k in range(L)]
+
+    return call
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="no GPU")
+@pytest.mark.parametrize("who", ["native", "native, bfloat16 channels_last"])
+@pytest.mark.parametrize("B", [2, 16])
+def test_engine_gpu(row, photos, B, who):
+    """The same on a GPU: B samples of 6 views, so 120 B distorted images a plan."""
+    need_kernel("cuda")
+    engine = DistortionEngine()
+    plans = [plan.to("cuda") for plan in plans_of(engine, B)]
+    references = photos[:6].expand(B, 6, 3, SIZE, SIZE).contiguous().cuda()
+    kind = {"dtype": torch.bfloat16, "memory_format": torch.channels_last} if "," in who else {}
+    call = lambda: [engine(references, plan, **kind) for plan in plans]  # noqa: E731
+    extra = {}
+    if not kind:
+        few = engine.sample(1, seed=1)
+        got = engine(references[:1, :1], few).cpu()
+        extra = error(got, engine(references[:1, :1].cpu(), few)) | measure.peak_extra(
+            "engine", B=B, V=6, device="cuda"
+        )
+    images = PLANS * B * 6 * C * L
+    row(
+        call,
+        section="engine",
+        subject=f"engine, B = {B}",
+        row=who,
+        device="cuda",
+        images=images,
+        seconds=2.0,
+        moved=images * PASS // (2 if kind else 1),
+        **extra,
+    )
+
+
+@pytest.mark.parametrize("levels", [5, 10])
+@pytest.mark.parametrize("compositions", [4, 8])
+def test_engine_memory(row, benchmark, photos, compositions, levels):
+    """Peak extra memory does not grow beyond output and prefix images: a figure per C and L."""
+    need_kernel("cpu")
+    if not benchmark.enabled and (compositions, levels) != (4, 5):
+        pytest.skip("each in a process of its own: timed runs only")
+    engine = DistortionEngine(compositions=compositions, levels=levels)
+    plan, references = engine.sample(1, seed=1), photos[:1].unsqueeze(0)
+    found = measure.peak_extra("engine", V=1, C=compositions, L=levels)
+    row(
+        lambda: engine(references, plan),
+        section="memory",
+        subject=f"engine, V = 1, C = {compositions}, L = {levels}",
+        row="native",
+        images=compositions * levels,
+        least=1,
+        most=1,
+        **found,
+    )

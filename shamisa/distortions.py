@@ -149,7 +149,9 @@ def distort(
     batch = images.detach() if images.dim() == 4 else images.detach().unsqueeze(0)
     n = batch.shape[0]
     if (severity is None) == (value is None):
-        raise ValueError("exactly one of severity and value must be given, got " + ("none" if value is None else "both"))
+        raise ValueError(
+            "exactly one of severity and value must be given, got " + ("none" if value is None else "both")
+        )
     if severity is not None:
         s = _per_image("severity", severity, n, 0.0, 4.0)
         v = value_at(s, torch.full((n,), row.opcode))
@@ -179,5 +181,7 @@ def _per_image(name: str, given: float | Tensor, n: int, low: float, high: float
     t = t.expand(n)
     # `not all inside` also catches NaN
     if not bool(((t >= low) & (t <= high)).all()):
-        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {t.tolist() if n < 9 else f'{t.min()}..{t.max()}'}")
+        raise ValueError(
+            f"{name} must lie in [{low:g}, {high:g}], got {t.tolist() if n < 9 else f'{t.min()}..{t.max()}'}"
+        )
     return t

@@ -201,7 +201,9 @@ class DistortionEngine:
         names = list(NAMES if distortions is None else distortions)
         unknown = [n for n in names if n not in DISTORTIONS]
         if unknown or not names:
-            raise ValueError(f"distortions must name rows of shamisa.DISTORTIONS {list(NAMES)}, got {unknown or 'none'}")
+            raise ValueError(
+                f"distortions must name rows of shamisa.DISTORTIONS {list(NAMES)}, got {unknown or 'none'}"
+            )
         self.groups = [[DISTORTIONS[n].opcode for n in row if n in names] for row in GROUPS.values()]
         self.groups = [g for g in self.groups if g]
         if not isinstance(max_distortions, int) or not 1 <= max_distortions <= len(GROUPS):
@@ -232,7 +234,9 @@ class DistortionEngine:
 
         # Address of a draw: element = sample, draw = composition * 4096 + block * 512 + i, extra = step
         def at(block: int, i: Tensor | int = 0) -> tuple[Tensor, Tensor, Tensor]:
-            s, c = (sample, composition) if not isinstance(i, Tensor) else (sample.unsqueeze(2), composition.unsqueeze(2))
+            s, c = (
+                (sample, composition) if not isinstance(i, Tensor) else (sample.unsqueeze(2), composition.unsqueeze(2))
+            )
             return s, c * 4096 + block * 512 + i, torch.tensor(step)
 
         stage, level = torch.arange(D), torch.arange(L)

@@ -7,14 +7,14 @@ compiler, a unit test and a GPU all call ``torch.ops.shamisa.NAME``.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import warnings
+import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .distortions import NAMES
 from .reference import distort as reference_distort
 from .reference import relations as reference_relations
 
@@ -283,27 +283,15 @@ define(
 
 # ---- backends --------------------------------------------------------------------------------------------------------
 def _load_compiled() -> None:
-    """Import the compiled libraries that were built; importing registers their kernels."""
-    from importlib import import_module
-
+    """Import the compiled libraries that were built; importing registers their kernels. SHAMISA_NATIVE=0 goes without."""
+    if os.environ.get("SHAMISA_NATIVE") == "0":
+        return
     for name, wanted in (("_C", True), ("_C_cuda", torch.version.cuda is not None)):
         if wanted and importlib.util.find_spec(f"{__package__}.{name}") is not None:
-            import_module(f".{name}", __package__)
+            importlib.import_module(f".{name}", __package__)
 
 
 _load_compiled()
-
-
-def _reference_only() -> frozenset[int]:
-    """Op codes that the compiled kernels leave to the reference."""
-    if importlib.util.find_spec(f"{__package__}._host") is None:
-        return frozenset()
-    from ._host import catalogue
-
-    return frozenset(code for code, row in enumerate(catalogue()) if not row["native"])
-
-
-REFERENCE_ONLY = _reference_only()
 
 
 def has_kernel(op: str, device: str) -> bool:
@@ -333,8 +321,7 @@ def run_distort(
 
     Raises:
         ValueError: an unknown backend, or what ``reference.distort.check_chain`` says.
-        RuntimeError: ``backend="native"`` and no compiled kernel for the device or for one of the distortions; "auto" warns
-            of such a distortion and runs the reference.
+        RuntimeError: ``backend="native"`` and no compiled kernel for the device.
     """
     if backend not in ("auto", "native", "reference"):
         raise ValueError(f"backend must be 'auto', 'native' or 'reference', got {backend!r}")
@@ -348,11 +335,4 @@ def run_distort(
             "run `pip install --no-build-isolation .` in the source folder with a C++ compiler"
             + (" and the CUDA toolkit of torch's CUDA version (SHAMISA_CUDA=1)" if source.device.type == "cuda" else "")
         )
-    if REFERENCE_ONLY and has_kernel("distort", source.device.type):
-        names = [NAMES[code] for code in opcode.unique().tolist() if code in REFERENCE_ONLY]
-        if names and backend == "native":
-            raise RuntimeError(f"backend='native', but {', '.join(names)} have no compiled kernel")
-        if names:
-            warnings.warn(f"{', '.join(names)} have no compiled kernel: running the reference", stacklevel=2)
-            return reference_distort.chain(*arguments)
     return torch.ops.shamisa.distort(*arguments)

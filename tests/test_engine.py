@@ -18,7 +18,9 @@ def same(a: Plan, b: Plan) -> bool:
 
 
 def references(B=2, V=3, size=48, seed=0):
-    return torch.randint(0, 256, (B, V, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, 256, (B, V, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def test_plan_is_a_pure_function_of_seed_and_step():

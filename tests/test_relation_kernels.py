@@ -14,24 +14,32 @@ OPS = torch.ops.shamisa
 pytestmark = pytest.mark.skipif(not ops.has_kernel("knn_graph", "cpu"), reason="no compiled CPU kernels")
 
 
-def rows(N, F, dtype, duplicates):
-    """Normalised rows around a common direction; with duplicates, every third one repeats the first or the one before."""
+def rows(N, F, dtype, kind):
+    """Normalised rows around a common direction.
+
+    duplicates: every third row repeats the one before, every ninth the first. near: rows come in groups of four that
+    lie so nearly equally far from any other row that sums in float32 cannot tell which is nearest.
+    """
     g = torch.Generator().manual_seed(N + F)
     x = 1 + torch.randn(N, F, generator=g, dtype=torch.float64)
-    if duplicates:
+    if kind == "near":
+        corner = torch.eye(4, dtype=torch.float64)[torch.arange(N) % 4]
+        corner = corner * (1 + 3e-7 * torch.randn(N, 4, generator=g, dtype=torch.float64))
+        x = torch.cat([x[torch.arange(N) // 4 * 4], corner * F**0.5], 1)
+    if kind == "duplicates":
         x[2::3] = x[1::3][: len(x[2::3])]
         x[::9] = x[:1].clone()
     return (x / x.norm(dim=1, keepdim=True)).to(dtype)
 
 
-def native_cases(N, F, dtype, duplicates):
+def native_cases(N, F, dtype, kind):
     """op -> arguments, at a size of its own; what the reference makes feeds the backwards."""
     g = torch.Generator().manual_seed(5)
-    h = rows(N, F, dtype, duplicates)
+    h = rows(N, F, dtype, kind)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     k = min(31, N - 1)
     distance, neighbor, _ = reference.knn_graph(h, k)
-    log_p = (4 * rows(N, 7, wide, duplicates)).log_softmax(1)
+    log_p = (4 * rows(N, 7, wide, kind)).log_softmax(1)
     z = torch.randn(N, F, generator=g).to(dtype)
     index = torch.randint(N, (2, 5 * N), generator=g)
     weight = torch.rand(5 * N, generator=g).to(wide)
@@ -54,11 +62,11 @@ SIZES = [(2, 1), (7, 3), (31, 70), (97, 64), (96, 33), (192, 300), (290, 17), (5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("duplicates", [False, True], ids=["distinct", "duplicates"])
+@pytest.mark.parametrize("kind", ["distinct", "duplicates", "near"])
 @pytest.mark.parametrize("N, F", SIZES)
-def test_native_equals_reference(N, F, duplicates, dtype):
+def test_native_equals_reference(N, F, kind, dtype):
     threads = torch.get_num_threads()
-    for name, arguments in native_cases(N, F, dtype, duplicates):
+    for name, arguments in native_cases(N, F, dtype, kind):
         expected = getattr(reference, name)(*arguments)
         actual = getattr(OPS, name)(*arguments)
         torch.set_num_threads(threads + 2)

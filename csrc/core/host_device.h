@@ -12,10 +12,9 @@
 #endif
 
 // opens and closes namespace shamisa::LEVEL; names are reached as shamisa::name inside one translation unit
-#define SHAMISA_BEGIN            \
-  namespace shamisa {            \
-  inline namespace SHAMISA_LEVEL \
-  {
+#define SHAMISA_BEGIN \
+  namespace shamisa { \
+  inline namespace SHAMISA_LEVEL {
 #define SHAMISA_END \
   }                 \
   }
@@ -28,9 +27,14 @@
 #define SHAMISA_INDEPENDENT
 #define SHAMISA_RESTRICT __restrict__
 #elif defined(__GNUC__)
+#if defined(SHAMISA_SANITIZE)  // minutes to compile flattened
+#define SHAMISA_HD inline
+#define SHAMISA_OP inline
+#else
 #define SHAMISA_HD inline __attribute__((always_inline))
 // flatten: one lambda that is not inlined would silently cost a loop its vectorisation
 #define SHAMISA_OP inline __attribute__((flatten, noinline))
+#endif
 #if defined(__clang__)
 #define SHAMISA_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else

@@ -41,7 +41,7 @@ SHAMISA_HD uint16_t half_of_float(float f) {
   const uint32_t bits = bits_of_float(f), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
   if (rest > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
   if (rest >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);  // rounds to 65536 or more
-  if (rest < 0x38800000u)  // subnormal: adding 0.5 aligns the bits and rounds
+  if (rest < 0x38800000u)                                      // subnormal: adding 0.5 aligns the bits and rounds
     return (uint16_t)(sign | (bits_of_float(float_of_bits(rest) + 0.5f) - 0x3f000000u));
   return (uint16_t)(sign | ((rest - 0x38000000u + 0xfffu + (rest >> 13 & 1u)) >> 13));
 }

@@ -3,10 +3,12 @@
 //
 //   each(n, f)            f(i) for i < n, in any order, independent of each other
 //   grid(H, W, f)         f(y, x) for every pixel, likewise
-//   tiles<32>(H, W, f)    f(y, x, Lanes<N>): N pixels of row y from column x on, computed in a Pack<N>. On the CPU the last tile
+//   tiles<32>(H, W, f)    f(y, x, Lanes<N>): N pixels of row y from column x on, computed in a Pack<N>. On the CPU the last
+//   tile
 //                         of a row overlaps the one before, so f may run twice for a pixel: read and write different images
 //   scan(columns, steps, f)  f(step, column): for one column the steps run in order (running sums down the columns)
-//   split(n, f)           f(i, group) for i < n: item i belongs to one group (CPU: the thread, CUDA: a warp), which has the verbs
+//   split(n, f)           f(i, group) for i < n: item i belongs to one group (CPU: the thread, CUDA: a warp), which has the
+//   verbs
 //                         each, sum, min, max, serial (code-blocks of a codec)
 //   sum<T>, min<T>, max<T>(n, f)  of f(i), the result known to every thread. Integers, min and max are exact; a float sum
 //                         depends on the machine in its last bits, so sum integers where the result decides anything

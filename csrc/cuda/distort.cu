@@ -27,7 +27,8 @@ static Tensor distort(Tensor source, Tensor index, Tensor opcode, Tensor value, 
     const int64_t blocks = std::min<int64_t>(batch.N, (int64_t)processors * std::max(resident, 1));
     const int64_t bytes = distort_bytes(batch.H, batch.W);
     // freed when this function returns; the caching allocator reuses it in the order of the stream
-    const Tensor memory = torch::stable::empty({blocks * bytes}, torch::headeronly::ScalarType::Byte, std::nullopt, source.device());
+    const Tensor memory =
+        torch::stable::empty({blocks * bytes}, torch::headeronly::ScalarType::Byte, std::nullopt, source.device());
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     SHAMISA_LAUNCH(distort_images, (unsigned)blocks, DistortLaunch::threads, (cudaStream_t)stream, batch,

@@ -8,32 +8,32 @@ SHAMISA_BEGIN
 
 // name, low, high: limits of the parameter; discrete: it is rounded; min_size: smallest height and width; native: chain.h has
 // it. In the order of the op codes.
-#define SHAMISA_DISTORTIONS(ROW)                          \
-  ROW(gaussian_blur, 0, 16, 0, 1, 1)                      \
-  ROW(lens_blur, 0, 16, 0, 1, 1)                          \
-  ROW(motion_blur, 1, 32, 0, 1, 1)                        \
-  ROW(color_diffusion, 0, 16, 0, 1, 1)                    \
-  ROW(color_shift, 0, 64, 0, 1, 1)                        \
-  ROW(color_saturation_hsv, -4, 4, 0, 1, 1)               \
-  ROW(color_saturation_lab, 0, 16, 0, 1, 1)               \
-  ROW(jpeg2000, 1, 1000, 0, 1, 1)                         \
-  ROW(jpeg, 1, 100, 1, 1, 1)                              \
-  ROW(white_noise, 0, 1, 0, 1, 1)                         \
-  ROW(color_noise, 0, 1, 0, 1, 1)                         \
-  ROW(impulse_noise, 0, 1, 0, 1, 1)                       \
-  ROW(multiplicative_noise, 0, 1, 0, 1, 1)                \
-  ROW(brighten, 0, 2, 0, 1, 1)                            \
-  ROW(darken, 0, 2, 0, 1, 1)                              \
-  ROW(mean_shift_down, -1, 1, 0, 1, 1)                    \
-  ROW(mean_shift_up, -1, 1, 0, 1, 1)                      \
-  ROW(jitter, 0, 64, 0, 1, 1)                             \
-  ROW(non_eccentricity_patch, 0, 1000, 1, 48, 1)          \
-  ROW(pixelate, 0, 0.9, 0, 1, 1)                          \
-  ROW(quantization, 2, 256, 1, 1, 1)                      \
-  ROW(color_block, 0, 1000, 1, 32, 1)                     \
-  ROW(high_sharpen, 0, 64, 0, 1, 1)                       \
-  ROW(linear_contrast_down, -1, 1, 0, 1, 1)               \
-  ROW(linear_contrast_up, -1, 1, 0, 1, 1)                 \
+#define SHAMISA_DISTORTIONS(ROW)                 \
+  ROW(gaussian_blur, 0, 16, 0, 1, 1)             \
+  ROW(lens_blur, 0, 16, 0, 1, 1)                 \
+  ROW(motion_blur, 1, 32, 0, 1, 1)               \
+  ROW(color_diffusion, 0, 16, 0, 1, 1)           \
+  ROW(color_shift, 0, 64, 0, 1, 1)               \
+  ROW(color_saturation_hsv, -4, 4, 0, 1, 1)      \
+  ROW(color_saturation_lab, 0, 16, 0, 1, 1)      \
+  ROW(jpeg2000, 1, 1000, 0, 1, 1)                \
+  ROW(jpeg, 1, 100, 1, 1, 1)                     \
+  ROW(white_noise, 0, 1, 0, 1, 1)                \
+  ROW(color_noise, 0, 1, 0, 1, 1)                \
+  ROW(impulse_noise, 0, 1, 0, 1, 1)              \
+  ROW(multiplicative_noise, 0, 1, 0, 1, 1)       \
+  ROW(brighten, 0, 2, 0, 1, 1)                   \
+  ROW(darken, 0, 2, 0, 1, 1)                     \
+  ROW(mean_shift_down, -1, 1, 0, 1, 1)           \
+  ROW(mean_shift_up, -1, 1, 0, 1, 1)             \
+  ROW(jitter, 0, 64, 0, 1, 1)                    \
+  ROW(non_eccentricity_patch, 0, 1000, 1, 48, 1) \
+  ROW(pixelate, 0, 0.9, 0, 1, 1)                 \
+  ROW(quantization, 2, 256, 1, 1, 1)             \
+  ROW(color_block, 0, 1000, 1, 32, 1)            \
+  ROW(high_sharpen, 0, 64, 0, 1, 1)              \
+  ROW(linear_contrast_down, -1, 1, 0, 1, 1)      \
+  ROW(linear_contrast_up, -1, 1, 0, 1, 1)        \
   ROW(nonlinear_contrast, 0, 1, 0, 1, 1)
 
 enum Opcode : int {

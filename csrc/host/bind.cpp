@@ -40,7 +40,8 @@ static py::array_t<float> distort(const Floats& image, int opcode, float value, 
     throw py::value_error("image must be [3, H, W] with 1 to 2^28 pixels, got [" + shape + "]");
   }
   if (opcode < 0 || opcode >= shamisa::opcode_count)
-    throw py::value_error("opcode must lie in 0.." + std::to_string(shamisa::opcode_count - 1) + ", got " + std::to_string(opcode));
+    throw py::value_error("opcode must lie in 0.." + std::to_string(shamisa::opcode_count - 1) + ", got " +
+                          std::to_string(opcode));
   const shamisa::Row row = shamisa::row_of(opcode);
   const std::string name = shamisa::name_of(opcode);
   if (!row.native) throw py::value_error(name + " has no compiled kernel yet");

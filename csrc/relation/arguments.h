@@ -8,7 +8,7 @@
 namespace shamisa {
 
 constexpr int neighbor_margin = 5;              // candidates beyond k: more than can lie within rounding of the last place
-constexpr int segment_rows = 12;                 // rows of scores are shared out in multiples of this (of tile_rows)
+constexpr int segment_rows = 12;                // rows of scores are shared out in multiples of this (of tile_rows)
 constexpr int block_rows = 96;                  // rows whose products are made together
 constexpr int laplacian_columns = 64;           // columns summed together: so many of all rows stay in the second cache
 constexpr int64_t transport_nodes = 1LL << 16;  // positions i N + j fit in 32 bits

@@ -80,7 +80,8 @@ inline void sort_candidates(int n, double* squared, int32_t* rows) {
     const double key = squared[c];
     const int32_t j = rows[c];
     int at = c;
-    for (; at > 0 && ((float)key < (float)squared[at - 1] || ((float)key == (float)squared[at - 1] && j < rows[at - 1])); --at) {
+    for (; at > 0 && ((float)key < (float)squared[at - 1] || ((float)key == (float)squared[at - 1] && j < rows[at - 1]));
+         --at) {
       squared[at] = squared[at - 1];
       rows[at] = rows[at - 1];
     }

@@ -50,7 +50,8 @@ template <class T>
 constexpr int panel_rows = 3 * Simd<T>::width;
 template <class T>
 constexpr int tile_rows = panel_rows<T> % 4 == 0 ? 4 : 2;
-constexpr int depth_step = 128;  // columns summed before a tile goes back to memory: keeps panels in the first cache, errors small
+constexpr int depth_step =
+    128;  // columns summed before a tile goes back to memory: keeps panels in the first cache, errors small
 
 template <class T>
 SHAMISA_HD int64_t panels_of(int64_t rows) {

@@ -32,7 +32,9 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 
 
-def philox4x32(counter: tuple[Tensor | int, ...], key: tuple[Tensor | int, ...], rounds: int = 10) -> tuple[Tensor, ...]:
+def philox4x32(
+    counter: tuple[Tensor | int, ...], key: tuple[Tensor | int, ...], rounds: int = 10
+) -> tuple[Tensor, ...]:
     """Philox4x32: four counter words and two key words, int64 holding 0..2^32-1 (broadcast) -> four words, int64.
 
     Bit-exact with Random123 (its known answers are the test).
@@ -53,7 +55,9 @@ def words(
 ) -> tuple[Tensor, ...]:
     """The four words at an address: key int64 (any 64 bits), element, draw, extra 0..2^32-1, all broadcast together."""
     device = key.device
-    counter = tuple(torch.as_tensor(c, dtype=torch.int64, device=device) & _MASK for c in (element, draw, extra, domain))
+    counter = tuple(
+        torch.as_tensor(c, dtype=torch.int64, device=device) & _MASK for c in (element, draw, extra, domain)
+    )
     return philox4x32(counter, (key & _MASK, (key >> 32) & _MASK))
 
 

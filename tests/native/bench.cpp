@@ -10,8 +10,8 @@ using namespace shamisa;
 
 // the five levels' middle one, where a row's range says nothing of how it is used
 static float usual_value(int code) {
-  static const float values[opcode_count] = {1.f,    4.f,  4.f,   6.f,    6.f, .1f,  3.f,  45.f, 24.f, .003f, .001f, .01f, .01f,
-                                             .4f,    .2f,  -.1f,  .115f,  .2f, 60.f, .1f,  13.f, 6.f,  3.f,   -.3f,  .3f,  .2f};
+  static const float values[opcode_count] = {1.f, 4.f, 4.f,  6.f,   6.f, .1f,  3.f, 45.f, 24.f, .003f, .001f, .01f, .01f,
+                                             .4f, .2f, -.1f, .115f, .2f, 60.f, .1f, 13.f, 6.f,  3.f,   -.3f,  .3f,  .2f};
   return values[code];
 }
 

@@ -5,16 +5,16 @@
 
 inline int checks = 0, failures = 0;
 
-#define CHECK(condition, ...)                                           \
-  do {                                                                  \
-    ++checks;                                                           \
-    if (!(condition)) {                                                 \
-      if (++failures <= 20) {                                           \
-        std::printf("%s:%d: %s failed: ", __FILE__, __LINE__, #condition); \
-        std::printf(__VA_ARGS__);                                       \
-        std::printf("\n");                                              \
-      }                                                                 \
-    }                                                                   \
+#define CHECK(condition, ...)                                                       \
+  do {                                                                              \
+    ++checks;                                                                       \
+    if (!(condition)) {                                                             \
+      if (++failures <= 20) {                                                       \
+        std::fprintf(stderr, "%s:%d: %s failed: ", __FILE__, __LINE__, #condition); \
+        std::fprintf(stderr, __VA_ARGS__);                                          \
+        std::fprintf(stderr, "\n");                                                 \
+      }                                                                             \
+    }                                                                               \
   } while (0)
 
 inline int report(const char* name) {

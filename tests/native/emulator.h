@@ -26,12 +26,15 @@
 #define __launch_bounds__(...)
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define SHAMISA_FIBER_LEAVE(save, bottom, size) __sanitizer_start_switch_fiber(save, bottom, size)
 #define SHAMISA_FIBER_ENTER(saved, bottom, size) __sanitizer_finish_switch_fiber(saved, bottom, size)
+#define SHAMISA_FIBER_CLEAN(stack, size) __asan_unpoison_memory_region(stack, size)
 #else
 #define SHAMISA_FIBER_LEAVE(save, bottom, size) (void)(save), (void)(bottom), (void)(size)
 #define SHAMISA_FIBER_ENTER(saved, bottom, size) (void)(saved), (void)(bottom), (void)(size)
+#define SHAMISA_FIBER_CLEAN(stack, size) (void)(stack), (void)(size)
 #endif
 
 struct EmulatedIndex {
@@ -102,6 +105,9 @@ inline void run_block(unsigned threads) {
     fiber.context.uc_stack.ss_size = stack_bytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, fiber_main, 0);
+    // AddressSanitizer's swapcontext would clean the whole stack at every switch if it knew its size
+    fiber.context.uc_stack.ss_size = 0;
+    SHAMISA_FIBER_CLEAN(fiber.stack.data(), stack_bytes);
     fiber.state = ready;
   }
   for (;;) {
@@ -175,7 +181,8 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   emulator::machine.slots[threadIdx.x] = predicate != 0;
   emulator::leave(emulator::at_warp_barrier);
   unsigned bits = 0;
-  for (unsigned lane = 0; lane < 32; ++lane) bits |= (unsigned)(emulator::machine.slots[(threadIdx.x & ~31u) + lane] & 1) << lane;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    bits |= (unsigned)(emulator::machine.slots[(threadIdx.x & ~31u) + lane] & 1) << lane;
   emulator::leave(emulator::at_warp_barrier);
   return bits;
 }

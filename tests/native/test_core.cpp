@@ -19,7 +19,9 @@ static void test_philox() {  // known answers of Random123
   } known[] = {
       {0, {0, 0, 0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
       {~0ull, {~0u, ~0u, ~0u, ~0u}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-      {0x299f31d0a4093822ull, {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
+      {0x299f31d0a4093822ull,
+       {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+       {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
   };
   for (const auto& k : known)
     for (const Kernels* const* level = all_kernels(); *level; ++level) {
@@ -89,8 +91,8 @@ static void test_levels() {
     for (const Kernels* const* level = all_kernels() + 1; *level; ++level) {
       if (!runs_here(**level)) continue;
       const std::vector<float> other = run_on(**level, c);
-      CHECK(std::memcmp(first.data(), other.data(), first.size() * 4) == 0, "%s %d x %d differs between %s and %s", name, c.H, c.W,
-            lowest().level, (*level)->level);
+      CHECK(std::memcmp(first.data(), other.data(), first.size() * 4) == 0, "%s %d x %d differs between %s and %s", name, c.H,
+            c.W, lowest().level, (*level)->level);
     }
   }
 }

@@ -76,8 +76,8 @@ int main() {
     const std::vector<float> wanted = run_on(lowest(), c), got = run_kernel(c, 3, threads);
     size_t differ = 0;
     for (size_t i = 0; i < got.size(); ++i) differ += std::memcmp(&got[i], &wanted[i], 4) != 0;
-    CHECK(differ == 0, "%s %d x %d: %zu of %zu samples differ", c.D == 1 ? name_of((int)c.opcode[0]) : "chains", c.H, c.W, differ,
-          got.size());
+    CHECK(differ == 0, "%s %d x %d: %zu of %zu samples differ", c.D == 1 ? name_of((int)c.opcode[0]) : "chains", c.H, c.W,
+          differ, got.size());
   }
   // contents that only the kernel can see: a bad index gives black, a bad op code is left out
   BatchCase bad{4, 5, 1, test_image(4, 5, 1), {7, -1, 0, 0}, {-1, -1, 99, -7}, {0, 0, 0, 0}, {0, 0, 0, 0}};

@@ -1,0 +1,155 @@
+"""Every op on a GPU against the same op on the CPU: ``python3 benchmarks/agreement.py [--out FILE]``.
+
+Without a GPU: the compiled CPU kernels against the reference. Prints a line per op: largest difference as a share of the
+largest value, samples that differ, and the verdict against the tolerance that the tests state. Exits with 1 on disagreement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from measure import Reference
+from memory import inputs
+from torch import Tensor
+
+from shamisa import DISTORTIONS, DistortionEngine, RelationLoss, ops
+from shamisa import functional as SF
+from shamisa.distortions import distort
+
+SIZES = ((224, 224), (131, 97), (64, 48))
+GPU = torch.cuda.is_available()
+# a share of the largest value. CPU and GPU kernels share their source; the reference rounds elsewhere, and an 8-bit step
+# makes a whole grey level of that
+DISTORTION_TOLERANCE = {"gpu": 1e-6, "reference": 1.01 / 255}
+RELATION_TOLERANCE = 1e-4
+# of the samples of chains that may differ from the reference by more: later stages enlarge a grey level
+CHAIN_SHARE = 0.0 if GPU else 1e-3
+
+
+def move(x, device: str):
+    """Tensors of a list on a device, leaves that require gradients."""
+    return [t.detach().to(device).requires_grad_(t.requires_grad) for t in x]
+
+
+def pair(call) -> tuple[list[Tensor], list[Tensor]]:
+    """(tested, wanted) results of call(device)."""
+    if GPU:
+        return call("cuda"), call("cpu")
+    with Reference():
+        wanted = call("cpu")
+    return call("cpu"), wanted
+
+
+def distortions() -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
+    """Photographs-like uint8 images, all five levels, three sizes."""
+    g = torch.Generator().manual_seed(0)
+    for name in DISTORTIONS:
+        got, wanted = [], []
+        for H, W in SIZES:
+            coarse = torch.rand(5, 3, H // 8 + 2, W // 8 + 2, generator=g)
+            x = torch.nn.functional.interpolate(coarse, (H, W), mode="bilinear")
+            x = (x + 0.05 * torch.randn(x.shape, generator=g)).clamp(0, 1)
+            severity = torch.arange(5.0)
+            a = distort(x.cuda() if GPU else x, name, severity=severity, seed=3, backend="native")
+            got.append(a.cpu())
+            wanted.append(distort(x, name, severity=severity, seed=3, backend="native" if GPU else "reference"))
+        yield name, got, wanted
+    engine = DistortionEngine()
+    references = torch.randint(0, 256, (2, 2, 3, 96, 96), dtype=torch.uint8, generator=g)
+    plan = engine.sample(2, seed=5)
+    a = engine(references.cuda() if GPU else references, plan, dtype=torch.uint8, normalize=False)
+    b = engine(references, plan, dtype=torch.uint8, normalize=False, backend="native" if GPU else "reference")
+    yield "engine (uint8)", [a.cpu()], [b]
+
+
+def relations() -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
+    """Graph ops and the objective with its gradients, N = 126."""
+    leaves, plan = inputs(1, 256, 96)
+    severity = plan.varying_severity
+    h = torch.cat([leaves[2].flatten(0, 1), leaves[3].flatten(0, 3)]).detach()
+    z = torch.cat([leaves[0].flatten(0, 1), leaves[1].flatten(0, 3)]).detach()
+    anchors = torch.randn(32, 256, generator=torch.Generator().manual_seed(1))
+
+    def edges(graph):
+        return [graph.weight, graph.index]
+
+    cases = {
+        "structural_graph": lambda d: edges(SF.structural_graph(severity.to(d))),
+        "ref_dist_graph": lambda d: edges(SF.ref_dist_graph(severity.to(d))),
+        "ref_ref_graph": lambda d: edges(SF.ref_ref_graph(severity.to(d))),
+        "dist_dist_graph": lambda d: edges(SF.dist_dist_graph(severity.to(d))),
+        "knn_graph": lambda d: list(SF.nearest_neighbors(h.to(d))),
+        "transport_logits": lambda d: [SF.transport_logits(h.to(d), anchors.to(d))],
+        "transport_codes": lambda d: [SF.transport_codes(h[:, :32].to(d))],
+        "transport_graph": lambda d: edges(SF.transport_graph(h[:, :32].to(d))),
+        "merge_edges": lambda d: edges(
+            SF.merge_graphs([SF.ref_ref_graph(severity.to(d)), SF.dist_dist_graph(severity.to(d))])
+        ),
+        "pair_cost": lambda d: [SF.pair_cost(z.to(d), SF.dist_dist_graph(severity.to(d)))],
+        "variance": lambda d: [SF.variance(z.to(d))],
+        "covariance": lambda d: [SF.covariance(z.to(d))],
+    }
+
+    def objective(d):
+        torch.manual_seed(0)
+        loss = RelationLoss(feature_dim=256).to(d)
+        x = move(leaves, d)
+        total = loss(*x, plan.to(d)).total
+        total.backward()
+        return [total.detach(), *(t.grad for t in x)]
+
+    for name, call in (*cases.items(), ("objective and gradients", objective)):
+        got, wanted = pair(call)
+        yield name, [t.cpu() for t in got], wanted
+
+
+def judge(name: str, got: list[Tensor], wanted: list[Tensor], tolerance: float, share: float = 0.0) -> dict:
+    """Largest difference, share of samples that differ, verdict; NaN and different shapes never agree."""
+    worst, differ, count = 0.0, 0, 0
+    for a, b in zip(got, wanted, strict=True):
+        if a.shape != b.shape:
+            worst = float("inf")
+            continue
+        scale = b.double().abs().max().clamp(min=1e-30) if b.numel() else 1.0
+        error = ((a.double() - b.double()).abs() / scale).nan_to_num(nan=float("inf"))
+        worst = max(worst, float(error.max()) if error.numel() else 0.0)
+        differ, count = differ + int((a != b).sum()), count + a.numel()
+    differing = differ / max(1, count)
+    agrees = worst <= tolerance or 0 < differing <= share
+    return {"op": name, "max_error": worst, "share_differing": differing, "agrees": agrees}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, help="write the table as JSON here too")
+    given = parser.parse_args()
+    device = "cuda" if GPU else "cpu"
+    print(f"{'CUDA against CPU' if GPU else 'CPU kernels against the reference'}; backends of {device}:", end=" ")
+    print(", ".join(op for op in ops.TABLE if ops.has_kernel(op, device)) or "none")
+    rows = []
+    if not ops.has_kernel("distort", device):
+        print(f"distort has no compiled kernel for {device}", file=sys.stderr)
+        return 1
+    limit = DISTORTION_TOLERANCE["gpu" if GPU else "reference"]
+    for tolerance, source in ((limit, distortions()), (RELATION_TOLERANCE, relations())):
+        for name, got, wanted in source:
+            rows.append(judge(name, got, wanted, tolerance, CHAIN_SHARE if name.startswith("engine") else 0.0))
+            r = rows[-1]
+            verdict = "agrees" if r["agrees"] else "DISAGREES"
+            print(
+                f"{name:28} max error {r['max_error']:.2e}  differing {r['share_differing']:.3%}  {verdict}", flush=True
+            )
+    bad = [r["op"] for r in rows if not r["agrees"]]
+    print(f"agreement: {len(rows) - len(bad)} of {len(rows)}" + (f"; not: {', '.join(bad)}" if bad else ""))
+    if given.out:
+        given.out.write_text(json.dumps({"device": device, "rows": rows}, indent=1) + "\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# Everything that a GPU has to show, on a bare machine without network:
+#   benchmarks/gpu_check.sh [--no-gpu] [STAGE ...]      stages: build tests agreement sanitizer ceilings benchmarks profile
+# Without stages: all but profile, in this order. A stage may be called alone, again, or after a stop. Each ends after ten
+# minutes at the latest (LIMIT, seconds). All output goes to $OUT (default ./out); a table of verdicts comes last.
+# --no-gpu runs what can run on a CPU. PYTHON chooses the interpreter (default python3), which needs torch, torchvision,
+# numpy, scipy, scikit-learn, scikit-image, pillow, safetensors, tqdm, matplotlib, setuptools, ninja, pytest,
+# pytest-benchmark, and hypothesis for one test; nvcc, CMake and compute-sanitizer are used where they are found.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+gpu=1 stages=()
+for word in "$@"; do
+  case $word in
+    --no-gpu) gpu=0 ;;
+    build | tests | agreement | sanitizer | ceilings | benchmarks | profile) stages+=("$word") ;;
+    *) sed -n '2,8s/^# \{0,1\}//p' "benchmarks/$(basename "$0")" >&2; exit 2 ;;
+  esac
+done
+[ ${#stages[@]} -gt 0 ] || stages=(build tests agreement sanitizer ceilings benchmarks)
+python=${PYTHON:-python3} limit=${LIMIT:-600}
+mkdir -p "${OUT:=out}" || exit 2
+OUT=$(cd "$OUT" && pwd)
+export OMP_WAIT_POLICY=passive MPLBACKEND=Agg PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0}
+if [ "$gpu" = 0 ]; then export CUDA_VISIBLE_DEVICES=""; fi # none is used even where there is one
+
+# run NAME COMMAND...: at most what is left of the stage's time, output to NAME.log, its last lines here
+run() {
+  local name=$1 left=$((deadline - SECONDS)) status
+  shift
+  if [ "$left" -le 0 ]; then echo "$name: no time left" | tee "$OUT/$name.log"; return 124; fi
+  timeout --kill-after=10 "$left" "$@" >"$OUT/$name.log" 2>&1
+  status=$?
+  tail -n "${LINES_SHOWN:-4}" "$OUT/$name.log" | cut -c1-180 | sed 's/^/    /'
+  return "$status"
+}
+
+skip() { echo "skipped: $1"; return 77; }
+
+stage_build() {
+  local cuda=1
+  [ "$gpu" = 1 ] || cuda=0
+  if [ "$gpu" = 0 ] && "$python" -c 'import shamisa; assert "cpu" in shamisa.backends()["distort"]' 2>/dev/null; then
+    cuda="" # built already, whatever it was built with
+  fi
+  if [ -n "$cuda" ]; then SHAMISA_CUDA=$cuda run build "$python" setup.py -q build_ext --inplace || return; fi
+  run backends "$python" -c '
+import json, shamisa, torch
+print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")
+print(json.dumps(shamisa.backends()))
+device = "cuda" if torch.cuda.is_available() else "cpu"
+missing = [op for op, has in shamisa.backends().items() if device not in has]
+print(f"without a compiled kernel for {device}:", ", ".join(missing) or "none")
+assert device in shamisa.backends()["distort"], f"no distort kernel for {device}"'
+}
+
+stage_tests() {
+  local workers=()
+  # a GPU is shared by a few workers at most; without xdist one process does it
+  if "$python" -c 'import xdist' 2>/dev/null; then workers=(-n "$([ "$gpu" = 1 ] && echo 8 || nproc)"); fi
+  run tests "$python" -m pytest -q "${workers[@]}" -m "not slow" -p no:cacheprovider --continue-on-collection-errors \
+    --junitxml="$OUT/tests.xml" tests
+}
+
+stage_agreement() { LINES_SHOWN=50 run agreement "$python" benchmarks/agreement.py --out "$OUT/agreement.json"; }
+
+stage_sanitizer() {
+  command -v cmake >/dev/null || { skip "no cmake"; return; }
+  local folder=$PWD/build/gpu_check options=(-DCMAKE_BUILD_TYPE=Release) binary tool
+  command -v ninja >/dev/null && options+=(-G Ninja)
+  if [ "$gpu" = 0 ]; then # the same kernels under the emulator with the compiler's sanitizers
+    run sanitizer-configure cmake -S . -B "$folder-cpu" "${options[@]}" -DSHAMISA_SANITIZE=ON -DSHAMISA_GPU_TESTS=OFF &&
+      run sanitizer-build cmake --build "$folder-cpu" --target kernels_emulated &&
+      run sanitizer-emulated "$folder-cpu/kernels_emulated"
+    return
+  fi
+  run sanitizer-configure cmake -S . -B "$folder" "${options[@]}" -DCMAKE_CUDA_ARCHITECTURES="${CUDA_ARCH:-90}" &&
+    run sanitizer-build cmake --build "$folder" --target kernels_gpu || return
+  # registers and spills of every kernel, as the compiler reports them
+  grep -E "Compiling entry|registers|spill" "$OUT/sanitizer-build.log" >"$OUT/registers.txt"
+  binary=$(find "$folder" -name kernels_gpu -type f | head -1)
+  [ -n "$binary" ] || { echo "kernels_gpu was not built"; return 1; }
+  run kernels-gpu "$binary" || return
+  tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -1)
+  [ -n "$tool" ] || { skip "no compute-sanitizer"; return; }
+  run memcheck "$tool" --tool memcheck --error-exitcode 9 "$binary" &&
+    run racecheck "$tool" --tool racecheck --error-exitcode 9 "$binary"
+}
+
+stage_ceilings() { LINES_SHOWN=12 run ceilings "$python" benchmarks/ceilings.py --out "$OUT/ceilings.json"; }
+
+stage_benchmarks() {
+  local status
+  LINES_SHOWN=3 run benchmarks "$python" -m pytest benchmarks --benchmark-only -q -p no:cacheprovider \
+    --benchmark-json="$OUT/benchmarks.json"
+  status=$?
+  # a run that was cut short leaves no JSON; tables of an earlier one would mislead
+  if [ "$status" = 0 ]; then "$python" benchmarks/report.py "$OUT/benchmarks.json" >"$OUT/benchmarks.md"; fi
+  return "$status"
+}
+
+stage_profile() {
+  [ "$gpu" = 1 ] || { skip "no GPU"; return; }
+  local tool
+  tool=$(command -v ncu) || { skip "no ncu"; return; }
+  # the clocks are left as they are
+  run profile "$tool" --clock-control none --set basic --section MemoryWorkloadAnalysis --section LaunchStats \
+    --kernel-name regex:distort --launch-count 4 -f -o "$OUT/profile" "$python" -c '
+import torch, shamisa
+engine, x = shamisa.DistortionEngine(), torch.randint(0, 256, (8, 6, 3, 224, 224), dtype=torch.uint8, device="cuda")
+for step in range(3):
+    engine(x, engine.sample(8, seed=1, step=step))
+torch.cuda.synchronize()' &&
+    LINES_SHOWN=40 run profile-summary "$tool" --import "$OUT/profile.ncu-rep" --page details
+}
+
+if [ "$gpu" = 1 ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+  echo "no GPU that torch of $python can use; --no-gpu runs what can run without" >&2
+  exit 2
+fi
+failed=0
+: >"$OUT/stages.new"
+for stage in "${stages[@]}"; do
+  printf '\n== %s\n' "$stage"
+  start=$SECONDS deadline=$((SECONDS + limit))
+  "stage_$stage"
+  status=$?
+  case $status in
+    0) verdict=passed ;;
+    77) verdict=skipped ;;
+    124 | 137) verdict="out of time" failed=1 ;;
+    *) verdict="FAILED ($status)" failed=1 ;;
+  esac
+  printf '%-12s %-14s %5d s\n' "$stage" "$verdict" $((SECONDS - start)) >>"$OUT/stages.new"
+done
+# stages that were not run this time keep their last verdict
+touch "$OUT/stages.txt"
+while read -r line; do
+  grep -q "^${line%% *} " "$OUT/stages.new" || printf '%s  (earlier)\n' "${line%  (earlier)}" >>"$OUT/stages.new"
+done <"$OUT/stages.txt"
+mv "$OUT/stages.new" "$OUT/stages.txt"
+printf '\n'
+cat "$OUT/stages.txt"
+exit "$failed"

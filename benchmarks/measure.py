@@ -1,0 +1,175 @@
+"""What every benchmark needs: devices, a GPU timer, ceilings of the machine, errors, peak memory, the machine's name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import shamisa
+from shamisa import ops
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch with this many CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def all_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class EventTimer:
+    """Seconds on the GPU's own clock: the timer of GPU benchmarks, read twice around many launches."""
+
+    def __init__(self) -> None:
+        self.first = torch.cuda.Event(enable_timing=True)
+        self.first.record()
+
+    def __call__(self) -> float:
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record()
+        mark.synchronize()
+        return self.first.elapsed_time(mark) / 1000
+
+
+def timer(device: str) -> Callable[[], float]:
+    """The clock for work on a device."""
+    return EventTimer() if device == "cuda" else time.perf_counter
+
+
+class Reference(TorchDispatchMode):
+    """Inside, every op of the package runs its pure-PyTorch reference, the backwards too."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        space, _, name = function._schema.name.partition("::")
+        return (ops.TABLE[name] if space == "shamisa" else function)(*args, **(kwargs or {}))
+
+
+def backend_context(row: str) -> contextlib.AbstractContextManager:
+    """The reference inside for row "reference", nothing for others."""
+    return Reference() if row == "reference" else contextlib.nullcontext()
+
+
+# ---- ceilings --------------------------------------------------------------------------------------------------------
+def seconds_of(function: Callable[[], object], device: str, rounds: int = 7) -> float:
+    """Median seconds of a call, after one to warm up."""
+    function()
+    clock, taken = timer(device), []
+    for _ in range(rounds):
+        start = clock()
+        function()
+        taken.append(clock() - start)
+    return statistics.median(taken)
+
+
+def copy_rate(device: str, megabytes: int) -> float:
+    """Bytes read plus bytes written per second by a copy between two buffers far larger than the caches."""
+    source = torch.rand(megabytes << 18, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device)
+
+
+def matmul_rate(device: str, dtype: torch.dtype, n: int) -> float:
+    """Floating-point operations per second of an n x n x n matrix product of random numbers."""
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / seconds_of(lambda: a @ b, device)
+
+
+def measure_ceilings(device: str, small: bool = False) -> dict[str, float]:
+    """Copy bandwidth and matrix rates of a device; on the CPU with the threads that torch has now."""
+    if device == "cuda":
+        rates = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+        found = {"copy_gb_s": copy_rate(device, 2048) / 1e9}
+        return found | {f"matmul_{k}_gflop_s": matmul_rate(device, t, 8192) / 1e9 for k, t in rates.items()}
+    n, megabytes = (128, 1) if small else (1024, 256)
+    return {
+        "copy_gb_s": copy_rate(device, megabytes) / 1e9,
+        "matmul_float32_gflop_s": matmul_rate(device, torch.float32, n) / 1e9,
+    }
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+def error(got: Tensor, wanted: Tensor) -> dict[str, float]:
+    """Largest and mean absolute difference as a share of the largest absolute value wanted."""
+    got, wanted = got.detach().double().cpu(), wanted.detach().double().cpu()
+    if got.shape != wanted.shape:
+        raise ValueError(f"the results must have one shape, got {list(got.shape)} and {list(wanted.shape)}")
+    scale = wanted.abs().max().clamp(min=1e-30)
+    difference = (got - wanted).abs() / scale
+    return {"max_error": difference.max().item(), "mean_error": difference.mean().item()}
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+def peak_extra(case: str, **arguments) -> dict[str, float]:
+    """Extra bytes of a case of memory.py at its peak, measured in a process of its own; see there."""
+    path = os.pathsep.join([str(Path(shamisa.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # small thresholds: what is freed goes back to the system at once, so that the peak is one of live memory
+    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("memory.py")), case, json.dumps(arguments)]
+    done = subprocess.run(
+        command, env={**os.environ, **malloc, "PYTHONPATH": path}, capture_output=True, text=True, timeout=600
+    )
+    if done.returncode:
+        raise RuntimeError(f"memory.py {case} {arguments} failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+def cpu_model() -> str:
+    """As the processor calls itself."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def machine() -> dict:
+    """Hardware, versions and commit: no host names, no paths."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from shamisa.config import versions
+
+    found = versions()
+    for peer in ("scikit-learn", "kornia"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[peer] = version(peer)
+    model, cores, gpu = cpu_model(), all_threads(), None
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_name()
+    name = f"gpu-{gpu}" if gpu else f"cpu-{model}-{cores}core"
+    with contextlib.suppress(OSError):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "name": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
+        "cpu": model,
+        "cores": cores,
+        "memory_gb": round(memory, 1),
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "versions": found,
+        "backends": {op: list(b) for op, b in shamisa.backends().items()},
+    }

@@ -1,0 +1,95 @@
+"""Peak extra memory of one call, in a process of its own: ``python benchmarks/memory.py engine '{"V": 2}'``.
+
+Extra is what the call needs beyond its inputs and the loaded libraries, its results included. On the CPU: the kernel's
+high-water mark of resident memory (VmHWM of /proc/self/status, reset through /proc/self/clear_refs) less the resident
+memory before the call. A small call goes before it, so that libraries and thread pools are there. measure.py sets glibc's
+thresholds so that freed memory leaves the process. On a GPU: torch's own peak of allocated bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from measure import backend_context
+from torch.nn.functional import normalize
+
+from shamisa import DistortionEngine, RelationLoss
+
+MB = 1e6
+
+
+def status(field: str) -> int:
+    """A line of /proc/self/status in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status must have {field}")
+
+
+def peak(call: Callable[[], object], device: str) -> float:
+    """Extra bytes of a call at its peak."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        kept = call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from what is resident now
+    before = status("VmRSS")
+    kept = call()
+    high = status("VmHWM")
+    del kept
+    return max(0, high - before)
+
+
+def engine(B: int = 1, V: int = 2, C: int = 4, L: int = 5, size: int = 224, row: str = "native", device: str = "cpu"):
+    """Crops -> normalised float32; the formula is output plus prefix images, 12 H W bytes each."""
+
+    def call(s: int) -> torch.Tensor:
+        maker = DistortionEngine(compositions=C, levels=L)
+        references = torch.randint(0, 256, (B, V, 3, s, s), dtype=torch.uint8, device=device)
+        plan = maker.sample(B, seed=1)
+        backend = "reference" if row == "reference" else "auto"
+        return lambda: maker(references, plan, backend=backend)
+
+    call(64)()
+    extra = peak(call(size), device)
+    output, prefix = (12.0 * size * size * n for n in (B * V * C * L, B * V * C))
+    return {"extra_mb": extra / MB, "output_mb": output / MB, "prefix_mb": prefix / MB}
+
+
+def loss(B: int = 2, F: int = 2048, E: int = 768, row: str = "native", device: str = "cpu"):
+    """The objective forward and backward; the gradients of z and h, 4 N (E + F) bytes, are part of its result."""
+    objective = RelationLoss(feature_dim=F).to(device)
+
+    def call(B: int) -> Callable[[], None]:
+        leaves, plan = inputs(B, F, E, device)
+        return lambda: objective(*leaves, plan).total.backward()
+
+    with backend_context(row):
+        call(1)()
+        step = call(B)
+        extra = peak(step, device)
+    return {"extra_mb": extra / MB, "gradients_mb": 4 * 126 * B * (E + F) / MB}
+
+
+def inputs(B: int, F: int, E: int, device: str = "cpu") -> tuple[list[torch.Tensor], object]:
+    """z_ref, z_dist, h_ref, h_dist that require gradients, and the plan: V = 6, C = 4, L = 5, so N = 126 B."""
+    plan = DistortionEngine().sample(B, seed=0)
+    g = torch.Generator().manual_seed(0)
+    shapes = ((B, 6), (B, 6, 4, 5))
+    z = [torch.randn(*s, E, generator=g) for s in shapes]
+    h = [normalize(torch.rand(*s, F, generator=g), dim=-1) for s in shapes]
+    return [x.to(device).requires_grad_() for x in (*z, *h)], plan.to(device)
+
+
+CASES = {"engine": engine, "loss": loss}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps(CASES[sys.argv[1]](**json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}"))))

@@ -1,0 +1,352 @@
+"""The README's tables from committed results: ``python -m benchmarks.report [JSON ...] [--keep] [--readme README.md]``.
+
+JSON files are those of ``pytest benchmarks --benchmark-only --benchmark-json=FILE`` (conftest.py trims them); without any,
+the committed ones of the newest version. ``--keep`` copies them to ``benchmarks/results/<version>/<machine>.json``,
+``--readme`` writes the tables between its markers instead of printing them, ``--compare OLD NEW`` lists the rows that
+became slower beyond their noise and exits with 1 if there are any. Needs nothing but Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+FORMAT = 1
+START, END = "<!-- benchmark: start -->", "<!-- benchmark: end -->"
+RESULTS = Path(__file__).parent / "results"
+LEAST = 0.05  # differences below 5 % are never regressions
+OURS = ("native", "shamisa.ridge", "batches of 8", "read_photo")  # the rows that the others are compared with
+
+
+def load(path: str | Path) -> dict:
+    """A trimmed result; ValueError where the file is anything else."""
+    try:
+        result = json.loads(Path(path).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
+        found = result.get("format") if isinstance(result, dict) else type(result).__name__
+        raise ValueError(f"{path} must be a result of format {FORMAT}, written by the benchmarks, got {found!r}")
+    return result
+
+
+def keep(result: dict) -> Path:
+    """Write a result to its place among the committed ones."""
+    machine = result["machine"]
+    path = RESULTS / machine["versions"]["shamisa"] / f"{machine['name']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {k: v for k, v in result.items() if k != "benchmarks"}
+    head = json.dumps(content, indent=1)[:-2]
+    rows = ",\n".join("  " + json.dumps(row) for row in result["benchmarks"])  # a row per line: readable differences
+    path.write_text(f'{head},\n "benchmarks": [\n{rows}\n ]\n}}\n')
+    return path
+
+
+def committed() -> list[Path]:
+    """Results of the newest version."""
+    versions = sorted((p for p in RESULTS.glob("*") if p.is_dir()), key=lambda p: [int(n) for n in p.name.split(".")])
+    return sorted(versions[-1].glob("*.json")) if versions else []
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+def number(x: float | None) -> str:
+    """Three digits, thousands separated."""
+    if x is None:
+        return ""
+    if x >= 1000:
+        return f"{float(f'{x:.3g}'):,.0f}"
+    if x == 0:
+        return "0"
+    return f"{x:.3g}" if x >= 0.01 else f"{x:.1e}"
+
+
+def ms(row: dict) -> float:
+    """Median milliseconds per image, or per call where there are no images."""
+    return row["info"].get("ms_per_image") or 1e3 * row["stats"]["median"]
+
+
+def error(row: dict | None) -> str:
+    return "" if row is None or "max_error" not in row["info"] else number(row["info"]["max_error"])
+
+
+def times(other: dict | None, ours: dict | None) -> str:
+    """How many times faster ours is; bold where it is slower."""
+    if other is None or ours is None:
+        return ""
+    ratio = other["stats"]["median"] / ours["stats"]["median"]
+    return f"{number(ratio)}x" if ratio >= 1 else f"**{number(ratio)}x**"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Markdown; the first column to the left, the others to the right."""
+    head, rows = list(head), [list(r) for r in rows]
+    lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+# ---- sections --------------------------------------------------------------------------------------------------------
+class Section:
+    """The rows of one section on one device: subject -> who -> row, in the order measured."""
+
+    def __init__(self, result: dict, name: str, device: str) -> None:
+        self.subjects: dict[str, dict[str, dict]] = {}
+        for b in result["benchmarks"]:
+            info = b["info"]
+            if info["section"] == name and info["device"] == device:
+                self.subjects.setdefault(info["subject"], {})[info["row"]] = b
+
+    def rows(self) -> Iterable[tuple[str, str, dict]]:
+        for subject, group in self.subjects.items():
+            for who, row in group.items():
+                yield subject, who, row
+
+
+def engine(s: Section) -> str:
+    rows = []
+    for subject, who, row in s.rows():
+        info, base = row["info"], s.subjects[subject].get("reference")
+        cells = [number(info["images_per_s"]), times(base, row) if base else "", error(row)]
+        cells.append(number(info["mean_error"]) if "mean_error" in info else "")
+        cells += [number(info.get("extra_mb")), f"{info.get('share_of_copy', 0):.2%}", str(row["stats"]["rounds"])]
+        name = who if subject == "engine" else f"{subject}: {who}"
+        rows.append([f"{name} ({info['threads']} thread{'s'[: info['threads'] > 1]})", *cells])
+    head = (
+        "",
+        "images/s",
+        "against reference",
+        "max error",
+        "mean error",
+        "peak extra MB",
+        "of copy bandwidth",
+        "rounds",
+    )
+    return "Whole engine, published sampling, uint8 crops to normalised float32:\n\n" + table(head, rows)
+
+
+def distortions(s: Section) -> str:
+    rows = []
+    for subject, group in s.subjects.items():
+        ours, base = group.get("native"), group.get("reference")
+        others = []
+        for who, row in group.items():
+            if who not in ("native", "reference"):
+                kin = "~" if row["info"].get("kin") else ""
+                others.append(f"{kin}{who} {number(ms(row))}" + (f" ({times(row, ours)})" if ours else ""))
+        cells = [number(ms(ours)) if ours else "", number(ms(base)) if base else "", times(base, ours), error(ours)]
+        rows.append([subject, *cells, ", ".join(others)])
+    head = ("distortion, level 3", "native ms", "reference ms", "ratio", "max error", "others, ms (ratio to native)")
+    return "One distortion, ms per 224 x 224 float image (~ marks another definition of the same kind):\n\n" + table(
+        head, rows
+    )
+
+
+def chains(s: Section) -> str:
+    rows = []
+    for subject, group in s.subjects.items():
+        ours, base = group.get("native"), group.get("reference")
+        share = f"{ours['info']['share_of_copy']:.1%}" if ours and "share_of_copy" in ours["info"] else ""
+        cells = [number(ms(ours)) if ours else "", number(ms(base)) if base else "", times(base, ours), error(ours)]
+        rows.append([subject, *cells, share])
+    head = ("chain in one call", "native ms", "reference ms", "ratio", "max error", "of copy bandwidth")
+    return table(head, rows)
+
+
+def memory(s: Section) -> str:
+    rows = []
+    for subject, _, row in s.rows():
+        info = row["info"]
+        parts = [info["output_mb"], info["prefix_mb"], info["extra_mb"]]
+        rows.append([subject, *(number(p) for p in parts), number(max(0.0, parts[2] - parts[0] - parts[1]))])
+    head = ("peak extra memory, MB", "output", "prefix images", "measured", "beyond both")
+    return table(head, rows)
+
+
+def relations(s: Section) -> str:
+    rows = []
+    for subject, group in s.subjects.items():
+        ours, base = group.get("native"), group.get("reference")
+        share = f"{ours['info']['share_of_matmul']:.1%}" if ours and "share_of_matmul" in ours["info"] else ""
+        cells = [number(ms(ours)) if ours else "not compiled", number(ms(base)) if base else ""]
+        rows.append([subject, *cells, times(base, ours), error(ours), share])
+    head = ("N = 252, F = 2048, E = 768", "native ms", "reference ms", "ratio", "max error", "of matmul rate")
+    return "Relation graphs:\n\n" + table(head, rows)
+
+
+def loss(s: Section) -> str:
+    rows = []
+    for subject, group in s.subjects.items():
+        ours, base = group.get("native"), group.get("reference")
+        memory = [number(r["info"].get("extra_mb")) if r else "" for r in (ours, base)]
+        cells = [number(ms(ours)) if ours else "", number(ms(base)) if base else "", times(base, ours), error(ours)]
+        rows.append([subject, *cells, *memory])
+    head = ("loss, forward + backward", "native ms", "reference ms", "ratio", "max error", "native MB", "reference MB")
+    return "The whole objective (peak extra memory includes the gradients of z and h):\n\n" + table(head, rows)
+
+
+def step(s: Section) -> str:
+    rows = []
+    for subject, who, row in s.rows():
+        split = row["info"].get("split_ms", {})
+        parts = ", ".join(f"{k} {number(v)}" for k, v in split.items())
+        threads = row["info"]["threads"]
+        cells = [number(1e3 * row["stats"]["median"]), number(row["info"]["images_per_s"]), parts]
+        rows.append([f"{subject}: {who} ({threads} thread{'s'[: threads > 1]})", *cells])
+    return table(("training step", "ms", "images/s", "split, ms"), rows)
+
+
+def plain(title: str):
+    def render(s: Section) -> str:
+        rows = []
+        for subject, who, row in s.rows():
+            ours = next((r for w, r in s.subjects[subject].items() if w in OURS), None)
+            rate = number(row["info"].get("images_per_s"))
+            # per image where the rows handle different numbers of images
+            ratio = number(ms(row) / ms(ours)) + "x" if ours and row is not ours else ""
+            cells = [number(1e3 * row["stats"]["median"]), rate, ratio, error(row), str(row["stats"]["rounds"])]
+            rows.append([f"{subject}: {who}", *cells])
+        return table((title, "ms", "images/s", "time of ours", "max error", "rounds"), rows)
+
+    return render
+
+
+SECTIONS = {
+    "engine": engine,
+    "chains": chains,
+    "distortions": distortions,
+    "memory": memory,
+    "relations": relations,
+    "loss": loss,
+    "step": step,
+    "probe": plain("probe"),
+    "loader": plain("loader, images are photographs read"),
+}
+
+
+def losses(result: dict) -> list[str]:
+    """Where another row of the same subject is faster than ours, or ours is missing, in words."""
+    found = []
+    for device in devices(result):
+        for name in SECTIONS:
+            for subject, group in Section(result, name, device).subjects.items():
+                ours = next((row for who, row in group.items() if who in OURS), None)
+                if ours is None:
+                    continue
+                for who, row in group.items():
+                    if who.startswith("References"):  # more than decoding, or less
+                        continue
+                    if row is not ours and row["info"]["threads"] == 1 and ms(row) < ms(ours):
+                        kin = " (another definition)" if row["info"].get("kin") else ""
+                        found.append(
+                            f"{subject}: {who}{kin} takes {number(ms(row))} ms, ours {number(ms(ours))} ms on {device}"
+                        )
+    return found
+
+
+def devices(result: dict) -> list[str]:
+    return sorted({b["info"]["device"] for b in result["benchmarks"]})
+
+
+def render(result: dict) -> str:
+    """All tables of one machine."""
+    m = result["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items() if v and k not in ("machine", "commit"))
+    commit, _, changed = (m["versions"].get("commit") or "unknown").partition("+")
+    gpu = f"{m['gpu']}, CUDA {m['cuda']}; " if m["gpu"] else ""
+    rates = "; ".join(
+        f"{device}: copy {number(c['copy_gb_s'])} GB/s, "
+        + ", ".join(f"{k.split('_')[1]} matmul {number(v)} GFLOP/s" for k, v in c.items() if k.startswith("matmul"))
+        for device, c in result["ceilings"].items()
+    )
+    parts = [
+        f"**{gpu}{m['cpu']}, {m['cores']} cores, {m['memory_gb']:g} GB, {m['instructions']}** ({versions}; commit "
+        f"{commit[:10]}{' with changes' if changed else ''}). One thread unless stated. Medians; rounds and interquartile ranges "
+        f'stand in `benchmarks/results/`. "Reference" is the package\'s own eager PyTorch chain. Errors are the largest '
+        f"absolute difference from the reference as a share of its largest value. Ceilings measured in the same run: "
+        f"{rates}. Load average at the end: {result['load_at_end']:g}."
+    ]
+    for device in devices(result):
+        for name, draw in SECTIONS.items():
+            section = Section(result, name, device)
+            if section.subjects:
+                parts.append(draw(section))
+    slower = losses(result)
+    if slower:
+        parts.append("Where ours is slower than a row beside it:\n\n" + "\n".join(f"- {line}" for line in slower))
+    return "\n\n".join(parts)
+
+
+def insert(readme: str, text: str) -> str:
+    """The README with the tables between its markers; ValueError where a marker is missing."""
+    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
+        raise ValueError(f"the README must have {START} and {END} once each, in this order")
+    before, rest = readme.split(START)
+    return f"{before}{START}\n{text}\n{END}{rest.split(END)[1]}"
+
+
+# ---- comparison ------------------------------------------------------------------------------------------------------
+def compare(old: dict, new: dict) -> tuple[list[str], list[str]]:
+    """(regressions, remarks): rows of both results whose median grew by more than their noise, the worst first.
+
+    Noise is the sum of the two interquartile ranges as a share of the old median, and at least 5 %.
+    """
+    rows = {(b["group"], b["name"]): b for b in old["benchmarks"]}
+    slower, remarks = [], []
+    if old["machine"]["name"] != new["machine"]["name"]:
+        remarks.append(f"different machines: {old['machine']['name']} and {new['machine']['name']}")
+    for b in new["benchmarks"]:
+        before = rows.pop((b["group"], b["name"]), None)
+        if before is None:
+            remarks.append(f"only in the new result: {b['name']}")
+            continue
+        was, now = before["stats"], b["stats"]
+        ratio, noise = now["median"] / was["median"], (was["iqr"] + now["iqr"]) / was["median"]
+        if ratio - 1 > max(LEAST, noise):
+            slower.append(
+                (
+                    ratio,
+                    f"{ratio:.2f}x  {b['name']}  {was['median']:.4g} s -> {now['median']:.4g} s (noise {noise:.1%})",
+                )
+            )
+    remarks += [f"only in the old result: {name}" for _, name in rows]
+    return [line for _, line in sorted(slower, reverse=True)], remarks
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command -> 0, 1 for regressions, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
+    parser.add_argument("json", nargs="*", metavar="JSON", help="results [the committed ones of the newest version]")
+    parser.add_argument("--keep", action="store_true", help="copy them to benchmarks/results/<version>/<machine>.json")
+    parser.add_argument("--readme", metavar="FILE", help="write the tables between the markers of this file")
+    parser.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="list regressions beyond noise")
+    given = parser.parse_args(argv)
+    try:
+        if given.compare:
+            slower, remarks = compare(*(load(p) for p in given.compare))
+            print("\n".join([*remarks, *(slower or ["no row became slower beyond its noise"])]))
+            return 1 if slower else 0
+        paths = given.json or committed()
+        if not paths:
+            raise ValueError(
+                f"no results: run pytest benchmarks --benchmark-only --benchmark-json=FILE first ({RESULTS.name}/)"
+            )
+        results = [load(p) for p in paths]
+        if given.keep:
+            for result in results:
+                print(keep(result), file=sys.stderr)
+        text = "\n\n".join(render(r) for r in results)
+        if given.readme:
+            readme = Path(given.readme)
+            readme.write_text(insert(readme.read_text(), text))
+        else:
+            print(text)
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
