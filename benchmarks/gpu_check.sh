@@ -3,9 +3,10 @@
 #   benchmarks/gpu_check.sh [--no-gpu] [STAGE ...]      stages: build tests agreement sanitizer ceilings benchmarks profile
 # Without stages: all but profile, in this order. A stage may be called alone, again, or after a stop. Each ends after ten
 # minutes at the latest (LIMIT, seconds). All output goes to $OUT (default ./out); a table of verdicts comes last.
-# --no-gpu runs what can run on a CPU. PYTHON chooses the interpreter (default python3), which needs torch, torchvision,
-# numpy, scipy, scikit-learn, scikit-image, pillow, safetensors, tqdm, matplotlib, setuptools, ninja, pytest,
-# pytest-benchmark, and hypothesis for one test; nvcc, CMake and compute-sanitizer are used where they are found.
+# --no-gpu runs what can run on a CPU. BENCHMARKS chooses benchmarks as pytest -k does (default: those of the GPU, or of
+# the CPU). PYTHON chooses the interpreter (default python3), which needs torch, torchvision, numpy, scipy, scikit-learn,
+# scikit-image, pillow, safetensors, tqdm, matplotlib, setuptools, ninja, pytest, pytest-benchmark, and hypothesis for some
+# tests; nvcc, CMake, compute-sanitizer and ncu are used where they are found.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 gpu=1 stages=()
@@ -90,9 +91,10 @@ stage_sanitizer() {
 stage_ceilings() { LINES_SHOWN=12 run ceilings "$python" benchmarks/ceilings.py --out "$OUT/ceilings.json"; }
 
 stage_benchmarks() {
-  local status
+  local status chosen="cuda or gpu"
+  [ "$gpu" = 1 ] || chosen="not cuda and not gpu"
   LINES_SHOWN=3 run benchmarks "$python" -m pytest benchmarks --benchmark-only -q -p no:cacheprovider \
-    --benchmark-json="$OUT/benchmarks.json"
+    -k "${BENCHMARKS:-$chosen}" --benchmark-json="$OUT/benchmarks.json"
   status=$?
   # a run that was cut short leaves no JSON; tables of an earlier one would mislead
   if [ "$status" = 0 ]; then "$python" benchmarks/report.py "$OUT/benchmarks.json" >"$OUT/benchmarks.md"; fi

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,7 +48,8 @@ def keep(result: dict) -> Path:
 
 def committed() -> list[Path]:
     """Results of the newest version."""
-    versions = sorted((p for p in RESULTS.glob("*") if p.is_dir()), key=lambda p: [int(n) for n in p.name.split(".")])
+    folders = (p for p in RESULTS.glob("*") if p.is_dir())
+    versions = sorted(folders, key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
     return sorted(versions[-1].glob("*.json")) if versions else []
 
 
@@ -76,7 +78,7 @@ def times(other: dict | None, ours: dict | None) -> str:
     """How many times faster ours is; bold where it is slower."""
     if other is None or ours is None:
         return ""
-    ratio = other["stats"]["median"] / ours["stats"]["median"]
+    ratio = ms(other) / ms(ours)
     return f"{number(ratio)}x" if ratio >= 1 else f"**{number(ratio)}x**"
 
 

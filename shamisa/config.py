@@ -228,7 +228,12 @@ DEMO = Config(
     init="none",
     hidden=512,
     embedding=256,
-    regularizer="off",  # the published one makes the features of a small network from random weights collapse
+    # The published weights shrink the embedding of a small network from random weights until few dimensions are left, and
+    # the published regulariser makes its features collapse. These keep it spread out.
+    regularizer="off",
+    variance_weight=25.0,
+    invariance_weight=10.0,
+    covariance_weight=20.0,
     steps=200,
     optimizer="adamw",
     lr=1e-3,

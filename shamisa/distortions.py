@@ -144,8 +144,12 @@ def distort(
     row = DISTORTIONS[name]
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
-    if images.dim() not in (3, 4) or images.shape[-3] != 3:
-        raise ValueError(f"images must be [N, 3, H, W] or [3, H, W], got {list(images.shape)}")
+    if images.dim() not in (3, 4) or images.shape[-3] != 3 or images.numel() == 0:
+        raise ValueError(f"images must be [N, 3, H, W] or [3, H, W], none of them 0, got {list(images.shape)}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"images must be uint8 or floating, got {images.dtype}")
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must be a 64-bit integer, got {seed!r}")
     batch = images.detach() if images.dim() == 4 else images.detach().unsqueeze(0)
     n = batch.shape[0]
     if (severity is None) == (value is None):
@@ -175,6 +179,8 @@ def distort(
 
 def _per_image(name: str, given: float | Tensor, n: int, low: float, high: float) -> Tensor:
     """A number or [N] -> float64 [N] on the CPU, checked to lie in low..high."""
+    if not isinstance(given, (int, float, Tensor)):
+        raise TypeError(f"{name} must be a number or a tensor [N], got {type(given).__name__}")
     t = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
     if t.dim() > 1 or (t.dim() == 1 and t.shape[0] != n):
         raise ValueError(f"{name} must be a number or [N] = [{n}], got {list(t.shape)}")

@@ -4,7 +4,8 @@ Letters: B samples, V views, C compositions, L levels, N nodes, F features, E em
 the B V references (sample, view), then the distorted images (sample, view, composition, level): N = B V (1 + C L).
 `severity` [B, C, L] is the severity, 0..4, of the stage that varies between the levels. All shapes are static and
 nothing waits for the device. Half precision is computed in float32, float64 stays float64. Wrong shapes, dtypes,
-devices or options raise ValueError before any work.
+devices or options raise ValueError before any work. Values are not looked at, because that would wait for the device:
+NaN shows in what is computed from it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from . import ops  # noqa: F401  registers torch.ops.shamisa
@@ -51,6 +53,19 @@ def _check_count(name: str, value: int, least: int) -> None:
 def _check_floating(name: str, x: Tensor, axes: str) -> None:
     if x.ndim != len(axes.split(", ")) or not x.is_floating_point():
         raise ValueError(f"{name} must be [{axes}] floating point, got {list(x.shape)} {x.dtype}")
+    if 0 in x.shape:
+        raise ValueError(f"{name} must be [{axes}], none of them 0, got {list(x.shape)}")
+
+
+def _check_graph(graph: RelationGraph) -> None:
+    weight, index = graph.weight, graph.index
+    if not weight.is_floating_point() or index.dtype != torch.int64 or index.shape != (2, *weight.shape):
+        raise ValueError(
+            "graph must have weight [M] floating point and index [2, M] int64, "
+            f"got {list(weight.shape)} {weight.dtype} and {list(index.shape)} {index.dtype}"
+        )
+    if weight.device != index.device:
+        raise ValueError(f"graph must have its weight on {index.device} like its index, got {weight.device}")
 
 
 def _check_severity(severity: Tensor, views: int) -> int:
@@ -196,6 +211,8 @@ def transport_alignment(
             f"logits and codes must be [N, K] with N = B V (1 + C L) = {nodes}, "
             f"got {list(logits.shape)} and {list(codes.shape)}"
         )
+    if codes.device != logits.device:
+        raise ValueError(f"codes must be on {logits.device} like logits, got {codes.device}")
     log_p = _log_softmax(logits, temperature)
     total = (codes * log_p).mean()
     B, C, L = severity.shape
@@ -217,6 +234,10 @@ def merge_graphs(graphs: list[RelationGraph], scales: list[Tensor | float] | Non
     """
     if not graphs or len({g.nodes for g in graphs}) != 1:
         raise ValueError(f"graphs must be of one number of nodes, got {[g.nodes for g in graphs]}")
+    for graph in graphs:
+        _check_graph(graph)
+    if len({g.weight.device for g in graphs}) != 1:
+        raise ValueError(f"graphs must be on one device, got {[str(g.weight.device) for g in graphs]}")
     if scales is not None and len(scales) != len(graphs):
         raise ValueError(f"scales must be {len(graphs)} numbers, one per graph, got {len(scales)}")
     weights = [g.weight * s for g, s in zip(graphs, scales or [1.0] * len(graphs), strict=True)]
@@ -230,6 +251,7 @@ def merge_graphs(graphs: list[RelationGraph], scales: list[Tensor | float] | Non
 def pair_cost(z: Tensor, graph: RelationGraph) -> Tensor:
     """sum over edges of weight |z_i - z_j|^2, divided by N E. z [N, E]; differentiable in z and the weights."""
     _check_floating("z", z, "N, E")
+    _check_graph(graph)
     if len(z) != graph.nodes or z.device != graph.index.device:
         raise ValueError(
             f"z must be [N, E] with N = {graph.nodes} on {graph.index.device}, got {list(z.shape)} on {z.device}"
@@ -249,3 +271,35 @@ def covariance(x: Tensor) -> Tensor:
     _check_floating("x", x, "n, E")
     _check_count("rows of x", len(x), 2)
     return torch.ops.shamisa.covariance(x)[0]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.ranks, ctx.first, ctx.rows = dist.get_world_size(), dist.get_rank() * len(x), len(x)
+        out = x.new_empty(ctx.ranks * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(out, x.contiguous())
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad[ctx.first : ctx.first + ctx.rows] * ctx.ranks
+
+
+def gather(x: Tensor) -> Tensor:
+    """The rows of all W ranks of torch.distributed, in the order of the ranks: x [n, ...] -> [W n, ...].
+
+    For a loss that every rank computes in full from gathered rows. x must have the same shape and dtype everywhere.
+
+    Gradient: the loss T is the same function of the same rows on every rank, so the gradient that reaches the own rows
+    is dT/dx already, and nothing is sent backwards; it is multiplied by W. DistributedDataParallel averages over ranks,
+    which divides by W, so that the parameters get the sum over ranks of dT/dx dx/dparameter: exactly what one process
+    computes from the concatenated rows. Parameters inside the loss get dT/dparameter on every rank, and so does their
+    average. Every rank must call backward with the same factor on T (as a common GradScaler has).
+
+    Raises:
+        RuntimeError: without an initialised process group.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError("gather needs a process group: call torch.distributed.init_process_group first")
+    return _Gather.apply(x)

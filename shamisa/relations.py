@@ -47,6 +47,7 @@ class RelationOptions:
     code_temperature: float = 0.05  # softness of the balanced codes
     temperature: float = 0.1  # softness of the assignments p
     rounds: int = 6  # Sinkhorn rounds
+    gather: bool = False  # one objective over the samples of all ranks of torch.distributed, instead of one per rank
     alignment_weight: float = 0.49057801093072007
     regularizer_weight: float = 0.03419084992354765
     variance_weight: float = 11.975680785304435
@@ -125,6 +126,15 @@ class RelationLoss(nn.Module):
     def forward(self, z_ref: Tensor, z_dist: Tensor, h_ref: Tensor, h_dist: Tensor, plan) -> RelationOutput:
         """The objective of one batch.
 
+        With gather=True the samples of all ranks of torch.distributed, in the order of the ranks, are one batch: every
+        rank returns the objective of the concatenated batch, with `graph` over all its nodes. B must be the same on
+        every rank. Under DistributedDataParallel, which averages gradients over ranks, parameters get exactly the
+        gradient of one process on the concatenated batch (see functional.gather; the encoder's batch normalisation
+        needs SyncBatchNorm for that).
+
+        Values are not looked at, because that would wait for the device. NaN or infinity in the inputs shows in `total`,
+        except in h where neither knn nor transport is on: then h plays no part.
+
         Args:
             z_ref, z_dist: embeddings [B, V, E] and [B, V, C, L, E], floating point, not normalised.
             h_ref, h_dist: features [B, V, F] and [B, V, C, L, F], L2-normalised.
@@ -132,6 +142,7 @@ class RelationLoss(nn.Module):
 
         Raises:
             ValueError: shapes that do not fit together, mixed devices, tensors that are not floating point.
+            RuntimeError: gather=True without an initialised process group.
         """
         self._check(z_ref, z_dist, h_ref, h_dist, plan)
         with torch.autocast(z_ref.device.type, enabled=False):
@@ -141,6 +152,8 @@ class RelationLoss(nn.Module):
         o = self.options
         varying = plan.varying.long()[:, :, None, None].expand(*plan.severity.shape[:3], 1)
         severity = plan.severity.gather(3, varying).squeeze(3)  # [B, C, L]
+        if o.gather:  # from here on, B counts the samples of all ranks
+            z_ref, z_dist, h_ref, h_dist, severity = (SF.gather(x) for x in (z_ref, z_dist, h_ref, h_dist, severity))
         z = torch.cat([z_ref.flatten(0, 1), z_dist.flatten(0, 3)])  # [N, E]
         h = torch.cat([h_ref.flatten(0, 1), h_dist.flatten(0, 3)])  # [N, F]
         views, dtype = z_ref.shape[1], torch.float64 if h.dtype == torch.float64 else torch.float32

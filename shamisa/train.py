@@ -360,7 +360,8 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
     if trainer.config.demo:
         config = trainer.config
         untrained = Learner(config).encoder.to(trainer.device)
-        options = {"crop": min(config.crop, 224), "backend": config.backend}  # 224 fits into every held-out photograph
+        crop = min(config.crop, 224)  # fits into every held-out photograph
+        options = {"crop": crop, "backend": config.backend, "compositions": 60}  # 720 images: fewer make a noisy figure
         demo.compare(untrained, trainer.model.encoder, run.path / "demo.json", **options)
 
 

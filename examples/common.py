@@ -1,0 +1,78 @@
+"""What the examples share: views of packaged photographs, a tiny network, the command line and the picture."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import shamisa
+from shamisa.data.embedded import EmbeddedPhotos
+
+ROWS, SIDE = 32, 64  # photographs of a step, pixels of a crop
+
+
+class Views:
+    """Two distorted versions of each of n = ROWS crops: step -> a, b, both [n, 3, SIDE, SIDE], normalised."""
+
+    def __init__(self) -> None:
+        self.photos = EmbeddedPhotos("train", leaves=4)
+        self.engine = shamisa.DistortionEngine(compositions=2, levels=1, max_distortions=3)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        g, crops = torch.Generator().manual_seed(step), []
+        for i in torch.randint(len(self.photos), (ROWS,), generator=g).tolist():
+            photo = self.photos[i]
+            top, left = (int(torch.randint(side - SIDE + 1, (), generator=g)) for side in photo.shape[1:])
+            crops.append(photo[:, top : top + SIDE, left : left + SIDE])
+        x = self.engine(torch.stack(crops)[:, None], self.engine.sample(ROWS, step=step))
+        return x[:, 0, 0, 0], x[:, 0, 1, 0]  # of [B = n, V = 1, C = 2, L = 1, 3, SIDE, SIDE]
+
+
+def network() -> nn.Sequential:
+    """[n, 3, H, W] -> [n, 64], the same initial weights at every call."""
+    torch.manual_seed(0)
+    stages = [
+        layer
+        for i, o in ((3, 16), (16, 32), (32, 64))
+        for layer in (nn.Conv2d(i, o, 3, stride=2, padding=1), nn.BatchNorm2d(o), nn.ReLU())
+    ]
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64))
+    return nn.Sequential(*stages, *head)
+
+
+def main(doc: str, train: Callable[[Callable, int], list[float]], ours: Callable, usual: Callable, name: str) -> None:
+    """Train with either loss, draw the curves, print how far apart they are."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100, help="steps of each training [%(default)s]")
+    parser.add_argument("--out", default=f"{name}.png", help="picture of the curves [%(default)s]")
+    parser.add_argument("--reference", action="store_true", help="train with the usual lines of PyTorch only")
+    args = parser.parse_args()
+    losses = {"PyTorch": usual} if args.reference else {"shamisa": ours, "PyTorch": usual}
+    curves = {label: train(loss, args.steps) for label, loss in losses.items()}
+    for label, curve in curves.items():
+        print(f"{label}: loss {curve[0]:.4f} at the first step, {curve[-1]:.4f} at the last of {len(curve)}")
+    if len(curves) == 2:
+        difference = max(abs(x - y) for x, y in zip(*curves.values(), strict=True))
+        print(f"largest difference of the curves: {difference:.1e}")
+    draw(curves, name, args.out)
+
+
+def draw(curves: dict[str, list[float]], name: str, path: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for (label, curve), style, width in zip(curves.items(), ("-", "--"), (3.5, 1.2), strict=False):
+        left.plot(curve, style, linewidth=width, label=label)
+    left.set(title=name, xlabel="step", ylabel="loss")
+    left.legend()
+    if len(curves) == 2:
+        x, y = curves.values()
+        right.semilogy([abs(p - q) / abs(q) for p, q in zip(x, y, strict=True)], linewidth=1)
+    right.set(title="relative difference", xlabel="step")
+    figure.savefig(path, dpi=90)
