@@ -32,14 +32,17 @@ class Views:
 
 
 def network() -> nn.Sequential:
-    """[n, 3, H, W] -> [n, 64], the same initial weights at every call."""
+    """[n, 3, H, W] -> [n, 64], the same initial weights at every call.
+
+    Without the biases that no loss sees: their gradients are rounding, which Adam would blow up to whole steps.
+    """
     torch.manual_seed(0)
     stages = [
         layer
         for i, o in ((3, 16), (16, 32), (32, 64))
-        for layer in (nn.Conv2d(i, o, 3, stride=2, padding=1), nn.BatchNorm2d(o), nn.ReLU())
+        for layer in (nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
     ]
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64))
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64, bias=False))
     return nn.Sequential(*stages, *head)
 
 

@@ -145,7 +145,7 @@ def distort(
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
     if images.dim() not in (3, 4) or images.shape[-3] != 3 or images.numel() == 0:
-        raise ValueError(f"images must be [N, 3, H, W] or [3, H, W], none of them 0, got {list(images.shape)}")
+        raise ValueError(f"images must be [N, 3, H, W] or [3, H, W] with N, H, W >= 1, got {list(images.shape)}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"images must be uint8 or floating, got {images.dtype}")
     if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:

@@ -325,7 +325,7 @@ class DistortionEngine:
         if not isinstance(references, Tensor):
             raise TypeError(f"references must be a torch.Tensor, got {type(references).__name__}")
         if references.dim() != 5 or references.shape[2] != 3 or references.numel() == 0:
-            raise ValueError(f"references must be [B, V, 3, H, W], none of them 0, got {list(references.shape)}")
+            raise ValueError(f"references must be [B, V, 3, H, W] with no size 0, got {list(references.shape)}")
         if not isinstance(plan, Plan):
             raise TypeError(f"plan must be a shamisa.Plan, got {type(plan).__name__}")
         plan.check()
