@@ -116,31 +116,34 @@ torch.cuda.synchronize()' &&
     LINES_SHOWN=40 run profile-summary "$tool" --import "$OUT/profile.ncu-rep" --page details
 }
 
-if [ "$gpu" = 1 ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-  echo "no GPU that torch of $python can use; --no-gpu runs what can run without" >&2
-  exit 2
-fi
-failed=0
-: >"$OUT/stages.new"
-for stage in "${stages[@]}"; do
-  printf '\n== %s\n' "$stage"
-  start=$SECONDS deadline=$((SECONDS + limit))
-  "stage_$stage"
-  status=$?
-  case $status in
-    0) verdict=passed ;;
-    77) verdict=skipped ;;
-    124 | 137) verdict="out of time" failed=1 ;;
-    *) verdict="FAILED ($status)" failed=1 ;;
-  esac
-  printf '%-12s %-14s %5d s\n' "$stage" "$verdict" $((SECONDS - start)) >>"$OUT/stages.new"
-done
-# stages that were not run this time keep their last verdict
-touch "$OUT/stages.txt"
-while read -r line; do
-  grep -q "^${line%% *} " "$OUT/stages.new" || printf '%s  (earlier)\n' "${line%  (earlier)}" >>"$OUT/stages.new"
-done <"$OUT/stages.txt"
-mv "$OUT/stages.new" "$OUT/stages.txt"
-printf '\n'
-cat "$OUT/stages.txt"
-exit "$failed"
+main() { # bash reads a script as it goes: a function is read whole, so that a changed file cannot confuse a run
+  if [ "$gpu" = 1 ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+    echo "no GPU that torch of $python can use; --no-gpu runs what can run without" >&2
+    exit 2
+  fi
+  local failed=0 stage start status verdict line
+  : >"$OUT/stages.new"
+  for stage in "${stages[@]}"; do
+    printf '\n== %s\n' "$stage"
+    start=$SECONDS deadline=$((SECONDS + limit))
+    "stage_$stage"
+    status=$?
+    case $status in
+      0) verdict=passed ;;
+      77) verdict=skipped ;;
+      124 | 137) verdict="out of time" failed=1 ;;
+      *) verdict="FAILED ($status)" failed=1 ;;
+    esac
+    printf '%-12s %-14s %5d s\n' "$stage" "$verdict" $((SECONDS - start)) >>"$OUT/stages.new"
+  done
+  # stages that were not run this time keep their last verdict
+  touch "$OUT/stages.txt"
+  while read -r line; do
+    grep -q "^${line%% *} " "$OUT/stages.new" || printf '%s  (earlier)\n' "${line%  (earlier)}" >>"$OUT/stages.new"
+  done <"$OUT/stages.txt"
+  mv "$OUT/stages.new" "$OUT/stages.txt"
+  printf '\n'
+  cat "$OUT/stages.txt"
+  exit "$failed"
+}
+main

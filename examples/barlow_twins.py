@@ -48,9 +48,9 @@ def matched(a: Tensor, b: Tensor) -> float:
     return (neighbor[:, 0] == torch.arange(2 * n).roll(n)).float().mean().item()
 
 
-def train(loss: Callable[[Tensor, Tensor], Tensor], steps: int) -> list[float]:
+def train(loss: Callable[[Tensor, Tensor], Tensor], steps: int, dtype: torch.dtype) -> list[float]:
     """The loss of every step."""
-    views, net, curve = Views(), network(), []
+    views, net, curve = Views(dtype), network(dtype), []
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     for step in range(steps):
         a, b = net(torch.cat(views(step))).chunk(2)
@@ -64,4 +64,4 @@ def train(loss: Callable[[Tensor, Tensor], Tensor], steps: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(__doc__, train, ours, usual, "barlow_twins")
+    main(__doc__, "barlow_twins", train, ours, usual)

@@ -17,7 +17,8 @@ ROWS, SIDE = 32, 64  # photographs of a step, pixels of a crop
 class Views:
     """Two distorted versions of each of n = ROWS crops: step -> a, b, both [n, 3, SIDE, SIDE], normalised."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.photos = EmbeddedPhotos("train", leaves=4)
         self.engine = shamisa.DistortionEngine(compositions=2, levels=1, max_distortions=3)
 
@@ -28,10 +29,11 @@ class Views:
             top, left = (int(torch.randint(side - SIDE + 1, (), generator=g)) for side in photo.shape[1:])
             crops.append(photo[:, top : top + SIDE, left : left + SIDE])
         x = self.engine(torch.stack(crops)[:, None], self.engine.sample(ROWS, step=step))
+        x = x.to(self.dtype)
         return x[:, 0, 0, 0], x[:, 0, 1, 0]  # of [B = n, V = 1, C = 2, L = 1, 3, SIDE, SIDE]
 
 
-def network() -> nn.Sequential:
+def network(dtype: torch.dtype) -> nn.Sequential:
     """[n, 3, H, W] -> [n, 64], the same initial weights at every call.
 
     Without the biases that no loss sees: their gradients are rounding, which Adam would blow up to whole steps.
@@ -43,18 +45,23 @@ def network() -> nn.Sequential:
         for layer in (nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
     ]
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64, bias=False))
-    return nn.Sequential(*stages, *head)
+    return nn.Sequential(*stages, *head).to(dtype)
 
 
-def main(doc: str, train: Callable[[Callable, int], list[float]], ours: Callable, usual: Callable, name: str) -> None:
-    """Train with either loss, draw the curves, print how far apart they are."""
+def main(doc: str, name: str, train: Callable[..., list[float]], ours: Callable, usual: Callable) -> None:
+    """Train with either loss, draw the curves, print how far apart they are.
+
+    Training amplifies rounding: in float32 the curves start equal and drift apart as any two implementations do.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100, help="steps of each training [%(default)s]")
     parser.add_argument("--out", default=f"{name}.png", help="picture of the curves [%(default)s]")
     parser.add_argument("--reference", action="store_true", help="train with the usual lines of PyTorch only")
+    parser.add_argument("--double", action="store_true", help="train in float64, where the curves stay together")
     args = parser.parse_args()
+    dtype = torch.float64 if args.double else torch.float32
     losses = {"PyTorch": usual} if args.reference else {"shamisa": ours, "PyTorch": usual}
-    curves = {label: train(loss, args.steps) for label, loss in losses.items()}
+    curves = {label: train(loss, args.steps, dtype) for label, loss in losses.items()}
     for label, curve in curves.items():
         print(f"{label}: loss {curve[0]:.4f} at the first step, {curve[-1]:.4f} at the last of {len(curve)}")
     if len(curves) == 2:
@@ -76,6 +83,6 @@ def draw(curves: dict[str, list[float]], name: str, path: str) -> None:
     left.legend()
     if len(curves) == 2:
         x, y = curves.values()
-        right.semilogy([abs(p - q) / abs(q) for p, q in zip(x, y, strict=True)], linewidth=1)
+        right.semilogy([max(abs(p - q) / abs(q), 1e-17) for p, q in zip(x, y, strict=True)], linewidth=1)
     right.set(title="relative difference", xlabel="step")
     figure.savefig(path, dpi=90)

@@ -1,7 +1,7 @@
 """VICReg (Bardes, Ponce and LeCun 2022) with shamisa's kernels and distortions, beside the usual lines of PyTorch.
 
-    python examples/vicreg.py               # trains twice, with either loss; draws both curves, prints their difference
-    python examples/vicreg.py --reference   # trains with the usual lines only
+python examples/vicreg.py               # trains twice, with either loss; draws both curves, prints their difference
+python examples/vicreg.py --reference   # trains with the usual lines only
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def ours(a: Tensor, b: Tensor) -> Tensor:
     """Embeddings a, b [n, E] of the two views -> loss."""
     n = len(a)
     i = torch.arange(n, device=a.device)
-    positives = SF.RelationGraph(weight=torch.full_like(i, 2, dtype=a.dtype), index=torch.stack([i, i + n]), nodes=2 * n)
+    positives = SF.RelationGraph(
+        weight=torch.full_like(i, 2, dtype=a.dtype), index=torch.stack([i, i + n]), nodes=2 * n
+    )
     invariance = SF.pair_cost(torch.cat([a, b]), positives)  # sum of 2 |a_i - b_i|^2 / (2 n E): mean squared error
     variance = (SF.variance(a) + SF.variance(b)) / 2
     covariance = SF.covariance(a) + SF.covariance(b)
@@ -37,9 +39,9 @@ def usual(a: Tensor, b: Tensor) -> Tensor:
     return 25 * invariance + 25 * variance + covariance
 
 
-def train(loss: Callable[[Tensor, Tensor], Tensor], steps: int) -> list[float]:
+def train(loss: Callable[[Tensor, Tensor], Tensor], steps: int, dtype: torch.dtype) -> list[float]:
     """The loss of every step."""
-    views, net, curve = Views(), network(), []
+    views, net, curve = Views(dtype), network(dtype), []
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     for step in range(steps):
         a, b = net(torch.cat(views(step))).chunk(2)
@@ -52,4 +54,4 @@ def train(loss: Callable[[Tensor, Tensor], Tensor], steps: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(__doc__, train, ours, usual, "vicreg")
+    main(__doc__, "vicreg", train, ours, usual)

@@ -132,8 +132,8 @@ class RelationLoss(nn.Module):
         gradient of one process on the concatenated batch (see functional.gather; the encoder's batch normalisation
         needs SyncBatchNorm for that).
 
-        Values are not looked at, because that would wait for the device. NaN or infinity in the inputs shows in `total`,
-        except in h where neither knn nor transport is on: then h plays no part.
+        Values are not looked at, because that would wait for the device: NaN in the inputs makes `total` NaN. The
+        exception is h where no term is a function of it: alignment=False, and binary=True or neither knn nor transport.
 
         Args:
             z_ref, z_dist: embeddings [B, V, E] and [B, V, C, L, E], floating point, not normalised.

@@ -376,7 +376,11 @@ def test_front_seeds(small):
 FRONT_ERRORS = [
     ({"name": "blur"}, ValueError, "name must be one of shamisa.DISTORTIONS"),
     ({"images": np.zeros((3, 8, 8))}, TypeError, "images must be a torch.Tensor, got ndarray"),
-    ({"images": torch.zeros(1, 8, 8)}, ValueError, r"images must be \[N, 3, H, W\] or \[3, H, W\] with N, H, W >= 1, got \[1, 8, 8\]"),
+    (
+        {"images": torch.zeros(1, 8, 8)},
+        ValueError,
+        r"images must be \[N, 3, H, W\] or \[3, H, W\] with N, H, W >= 1, got \[1, 8, 8\]",
+    ),
     ({"images": torch.zeros(3, 8, 8, dtype=torch.int64)}, TypeError, "must be uint8 or floating, got torch.int64"),
     ({"severity": None}, ValueError, "exactly one of severity and value must be given, got none"),
     ({"value": 1.0}, ValueError, "exactly one of severity and value must be given, got both"),

@@ -77,6 +77,10 @@ def measure(rank: int) -> list[dict]:
                 "averaged": {k: p.grad for k, p in learner.module.named_parameters()},
             }
         )
+    compiled = torch.compile(lambda x: SF.gather(x).square().sum(), fullgraph=True, backend="aot_eager")
+    x = torch.full((3,), rank + 1.0, requires_grad=True)
+    total = compiled(x)
+    assert_close((total.item(), torch.autograd.grad(total, x)[0].tolist()), (15.0, [4.0 * (rank + 1)] * 3))
     half = torch.full((3, 2), rank, dtype=torch.bfloat16).T  # not contiguous
     assert_close(SF.gather(half), torch.tensor([0, 0, 1, 1]).bfloat16()[:, None].expand(4, 3))
     return results

@@ -269,6 +269,30 @@ def test_nan_shows(which, everywhere):
     torch.autograd.grad(out.total, leaves)
 
 
+@pytest.mark.parametrize("options", [{"graphs": ("knn",)}, {"graphs": ("transport",)}])
+def test_nan_shows_through_one_graph(options):
+    leaves, plan = batch(1)
+    with torch.no_grad():
+        leaves[3][0, 1, 2, 3] = torch.nan
+    out = small_loss(alignment=False, **options)(*leaves, plan)
+    assert out.total.isnan() and torch.autograd.grad(out.total, leaves[3])[0][0, 1, 2, 3].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nan_shows_in_every_function(dtype):
+    """One NaN in row 7 of 40: it shows in every result that depends on that row, and no index leaves its range."""
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[7, 2] = torch.nan
+    i = torch.arange(39)
+    edges = SF.RelationGraph(torch.ones(39, dtype=dtype), torch.stack([i, i + 1]), 40)
+    graphs = SF.knn_graph(x, 3), SF.transport_graph(SF.transport_logits(x, x[:4]))
+    for graph in graphs:
+        assert graph.index.min() >= 0 and graph.index.max() < 40
+    results = [SF.variance(x), SF.covariance(x), SF.pair_cost(x, edges), *(g.weight.sum() for g in graphs)]
+    results.append(SF.transport_codes(x)[7].sum())
+    assert all(r.isnan() for r in results), results
+
+
 @pytest.mark.parametrize("sizes", [(1, 2, 1, 1), (1, 2, 2, 2), (3, 2, 1, 2), (1, 3, 1, 2), (3, 3, 1, 1), (1, 4, 3, 1)])
 def test_few_nodes(sizes):
     """Fewer than 31 neighbours, graphs without any edge, more transport places than pairs, odd numbers of rows."""
@@ -448,6 +472,9 @@ WRONG = [
     ("h_dist", lambda x: x.to("meta"), r"h_dist must be on cpu like z_ref, got meta"),
     ("severity", lambda x: x[:, :, 0], r"plan.severity must be \[B, C, L, D\], got \[1, 4, 3\]"),
     ("severity", lambda x: x.expand(2, -1, -1, -1), r"z_ref must be \[B, V, E\] = \[2, 6, 12\], got \[1, 6, 12\]"),
+    ("severity", lambda x: x[:, :3], r"z_dist must be \[B, V, C, L, E\] = \[1, 6, 3, 5, 12\], got \[1, 6, 4, 5, 12\]"),
+    ("severity", lambda x: x.to("meta"), r"plan.severity must be on cpu like z_ref, got meta"),
+    ("varying", lambda x: x.to("meta"), r"plan.varying must be on cpu like z_ref, got meta"),
     ("varying", lambda x: x[:, 1:], r"plan.varying must be \[B, C\] = \[1, 4\], got \[1, 3\]"),
 ]
 
@@ -465,9 +492,48 @@ def test_wrong_input(name, change, message):
         small_loss()(*arguments.values(), plan)
 
 
+def test_zero_rows():
+    leaves, plan = batch(1)
+    plan = SimpleNamespace(severity=plan.severity[:0], varying=plan.varying[:0])
+    with pytest.raises(ValueError, match="B V must be at least 2, got B = 0, V = 6"):
+        small_loss()(*(x.detach()[:0] for x in leaves), plan)
+
+
+def test_parameters_on_another_device():
+    leaves, plan = batch(1)
+    with pytest.raises(ValueError, match="the parameters must be on cpu like z_ref, got meta"):
+        small_loss().to("meta")(*leaves, plan)
+
+
+def graph_of(weight, index):
+    return SF.RelationGraph(weight, index, 4)
+
+
+EDGES = torch.tensor([[0, 1], [2, 3]])  # two edges over four nodes
+ON_META = SF.RelationGraph(torch.ones(2, device="meta"), EDGES.to("meta"), 4)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
+        (
+            lambda: SF.pair_cost(torch.zeros(0, 2), graph_of(torch.ones(2), EDGES)),
+            r"z must be \[N, E\], none of them 0",
+        ),
+        (lambda: SF.transport_logits(torch.zeros(0, 2), torch.zeros(4, 2)), r"h must be \[N, F\], .* got \[0, 2\]"),
+        (lambda: SF.transport_codes(torch.zeros(3, 0)), r"logits must be \[N, K\], none of them 0, got \[3, 0\]"),
+        (lambda: SF.covariance(torch.zeros(0, 3)), r"x must be \[n, E\], none of them 0, got \[0, 3\]"),
+        (lambda: SF.ref_ref_graph(torch.zeros(0, 4, 5)), r"severity must be \[B, C, L\], none of them 0"),
+        (lambda: SF.pair_cost(torch.zeros(4, 2), graph_of(torch.ones(3), EDGES)), r"weight \[M\] .* got \[3\]"),
+        (lambda: SF.pair_cost(torch.zeros(4, 2), graph_of(torch.ones(2), EDGES.int())), r"\[2, 2\] torch.int32"),
+        (lambda: SF.pair_cost(torch.zeros(4, 2), ON_META), r"z must be \[N, E\] with N = 4 on meta, got .* on cpu"),
+        (lambda: SF.pair_cost(torch.zeros(4, 2), graph_of(ON_META.weight, EDGES)), "weight on cpu .* got meta"),
+        (lambda: SF.merge_graphs([graph_of(torch.ones(2), EDGES), ON_META]), "graphs must be on one device"),
+        (lambda: SF.transport_logits(torch.ones(3, 2), torch.ones(4, 2, device="meta")), "on cpu, got .* on meta"),
+        (
+            lambda: SF.transport_alignment(torch.ones(3, 2), torch.ones(3, 2).to("meta"), torch.ones(1, 1, 2), 1),
+            "codes must be on cpu like logits, got meta",
+        ),
         (lambda: RelationLoss(8, decay="linear"), "decay must be one of exponential, reciprocal, got 'linear'"),
         (lambda: RelationLoss(8, graphs=("knn", "other")), "graphs must be a choice of"),
         (lambda: RelationLoss(8, neighbors=0), "neighbors must be at least 1, got 0"),

@@ -24,16 +24,20 @@
 // inlined: in one function the registers of the hungriest op would be spilled in all of them.
 #define SHAMISA_HD __host__ __device__ __forceinline__
 #define SHAMISA_OP __device__ __noinline__
+// SHAMISA_STEP: a part of an op; a call of its own on the host, where the compiler loses vector loops in long functions
+#define SHAMISA_STEP __device__ __forceinline__
 #define SHAMISA_INDEPENDENT
 #define SHAMISA_RESTRICT __restrict__
 #elif defined(__GNUC__)
 #if defined(SHAMISA_SANITIZE)  // minutes to compile flattened
 #define SHAMISA_HD inline
 #define SHAMISA_OP inline
+#define SHAMISA_STEP inline
 #else
 #define SHAMISA_HD inline __attribute__((always_inline))
 // flatten: one lambda that is not inlined would silently cost a loop its vectorisation
 #define SHAMISA_OP inline __attribute__((flatten, noinline))
+#define SHAMISA_STEP SHAMISA_OP
 #endif
 #if defined(__clang__)
 #define SHAMISA_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
@@ -44,6 +48,7 @@
 #else
 #define SHAMISA_HD inline
 #define SHAMISA_OP inline
+#define SHAMISA_STEP inline
 #define SHAMISA_INDEPENDENT
 #define SHAMISA_RESTRICT __restrict
 #endif

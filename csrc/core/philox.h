@@ -107,4 +107,19 @@ SHAMISA_HD void philox_tile(Key key, uint32_t first, uint32_t draw, uint32_t (*w
 }
 #endif
 
+// f(i, Words of element first + i), i < n
+template <class F>
+SHAMISA_HD void words_from(uint32_t first, int n, uint32_t draw, Key key, F f) {
+  int i = 0;
+#if !defined(__CUDACC__)
+  alignas(64) uint32_t words[4][32];
+  for (; i + 32 <= n; i += 32) {
+    philox_tile(key, first + (uint32_t)i, draw, words);
+    SHAMISA_INDEPENDENT
+    for (int j = 0; j < 32; ++j) f(i + j, Words{words[0][j], words[1][j], words[2][j], words[3][j]});
+  }
+#endif
+  for (; i < n; ++i) f(i, philox(key, first + (uint32_t)i, draw));
+}
+
 SHAMISA_END

@@ -6,7 +6,8 @@
 //   tiles<32>(H, W, f)    f(y, x, Lanes<N>): N pixels of row y from column x on, computed in a Pack<N>. On the CPU the last
 //   tile
 //                         of a row overlaps the one before, so f may run twice for a pixel: read and write different images
-//   scan(columns, steps, f)  f(step, column): for one column the steps run in order (running sums down the columns)
+//   pieces<N>(n, f)       f(first, count, Lanes<M>): elements first .. first + count - 1, count <= M; M = N on the CPU, 1 on
+//   CUDA scan(columns, steps, f)  f(step, column): for one column the steps run in order (running sums down the columns)
 //   split(n, f)           f(i, group) for i < n: item i belongs to one group (CPU: the thread, CUDA: a warp), which has the
 //   verbs
 //                         each, sum, min, max, serial (code-blocks of a codec)
@@ -62,6 +63,10 @@ struct ThreadTeam {
     else
       tiles_of<1>(H, W, f);
   }
+  template <int N, class F>
+  SHAMISA_HD void pieces(int n, F f) {
+    for (int first = 0; first < n; first += N) f(first, min_of(N, n - first), Lanes<N>{});
+  }
   template <class F>
   SHAMISA_HD void scan(int columns, int steps, F f) {
     for (int step = 0; step < steps; ++step) {
@@ -107,14 +112,7 @@ struct ThreadTeam {
   }
   template <class F>
   SHAMISA_HD void each_words(int n, uint32_t draw, Key key, F f) {
-    alignas(64) uint32_t words[4][32];
-    int first = 0;
-    for (; first + 32 <= n; first += 32) {
-      philox_tile(key, (uint32_t)first, draw, words);
-      SHAMISA_INDEPENDENT
-      for (int i = 0; i < 32; ++i) f(first + i, Words{words[0][i], words[1][i], words[2][i], words[3][i]});
-    }
-    for (; first < n; ++first) f(first, philox(key, (uint32_t)first, draw));
+    words_from(0, n, draw, key, f);
   }
 
  private:
@@ -214,6 +212,11 @@ struct BlockTeam {
   template <int N, class F>
   SHAMISA_DEVICE void tiles(int H, int W, F f) {
     for (int i = (int)threadIdx.x; i < H * W; i += (int)blockDim.x) f(i / W, i % W, Lanes<1>{});
+    __syncthreads();
+  }
+  template <int N, class F>
+  SHAMISA_DEVICE void pieces(int n, F f) {
+    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) f(i, 1, Lanes<1>{});
     __syncthreads();
   }
   template <class F>

@@ -16,14 +16,13 @@ void distort(const Batch& batch, int64_t n, unsigned char* memory) {
 }
 
 void apply_one(int opcode, float* data, int H, int W, float value, uint64_t key, unsigned char* memory) {
-  alignas(64) unsigned char fast[small_bytes];
-  ThreadTeam team(fast);
-  Scratch scratch{memory};
-  Image image{scratch.take<float>(3 * (int64_t)H * W), H, W};
-  Image other{scratch.take<float>(3 * (int64_t)H * W), H, W};
-  for (int i = 0; i < image.samples(); ++i) image.data[i] = data[i];
-  apply(team, opcode, image, other, scratch, parameter(row_of(opcode), value), key);
-  for (int i = 0; i < image.samples(); ++i) data[i] = image.data[i];
+  const int64_t index = 0, code = opcode, stage_key = (int64_t)key;
+  Batch batch{};
+  batch.source = batch.out = data, batch.source_type = batch.out_type = DType::f32;
+  batch.source_stride[1] = (int64_t)H * W, batch.source_stride[2] = W, batch.source_stride[3] = 1;
+  batch.index = &index, batch.opcode = &code, batch.value = &value, batch.key = &stage_key;
+  batch.S = batch.N = batch.D = 1, batch.H = H, batch.W = W;
+  distort(batch, 0, memory);
 }
 
 void philox_words(uint64_t key, const uint32_t* counter, uint32_t* words) {

@@ -224,6 +224,9 @@ std::tuple<Tensor, Tensor, Tensor> transport_graph(Tensor log_p, int64_t edges, 
     std::sort(at.begin(), at.end());
     for (int64_t e = 0; e < M; ++e) to_i[e] = at[e] / N, to_j[e] = at[e] % N;
   }
+  // No comparison sees NaN: a row r that holds it makes c_0r the first extreme, so that NaN reaches every weight.
+  const double* nan = std::find_if(lp, lp + N * K, [](double v) { return v != v; });
+  if (nan != lp + N * K) range.low_at = range.high_at = (nan - lp) / K;
   const int64_t at[2] = {range.low_at, range.high_at};
   for (int s = 0; s < 2; ++s) data<int64_t>(extreme)[s] = at[s] / N, data<int64_t>(extreme)[2 + s] = at[s] % N;
   const double low = transport_score(lp, p.data(), K, at[0] / N, at[0] % N);

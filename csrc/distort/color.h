@@ -1,4 +1,4 @@
-// Colour spaces: sRGB and CIE L*a*b* (D65), and the saturations.
+// Colour spaces: sRGB and CIE L*a*b* (D65), and the saturations (on single pixels, see pointwise.h).
 #pragma once
 
 #include "../core/image.h"
@@ -44,28 +44,16 @@ SHAMISA_HD Rgb rgb_of_lab(float l, float a, float b) {
 SHAMISA_HD float round_8bit(float y) { return (float)(int)min_of(y * 255.f + 1.f / 512.f, 255.f) / 255.f; }
 
 // x' = m + v (x - m), m the largest channel
-template <class Team>
-SHAMISA_OP void color_saturation_hsv(Team& team, Image image, float value) {
-  float *r = image.plane(0), *g = image.plane(1), *b = image.plane(2);
-  team.each(image.pixels(), [=](int i) {
-    const float m = max_of(max_of(r[i], g[i]), b[i]);
-    r[i] = clamp01(m + value * (r[i] - m));
-    g[i] = clamp01(m + value * (g[i] - m));
-    b[i] = clamp01(m + value * (b[i] - m));
-  });
+SHAMISA_HD Rgb color_saturation_hsv(Rgb x, float value) {
+  const float m = max_of(max_of(x.r, x.g), x.b);
+  return {clamp01(m + value * (x.r - m)), clamp01(m + value * (x.g - m)), clamp01(m + value * (x.b - m))};
 }
 
 // Lab; a, b <- v a, v b; 8-bit
-template <class Team>
-SHAMISA_OP void color_saturation_lab(Team& team, Image image, float value) {
-  float *r = image.plane(0), *g = image.plane(1), *b = image.plane(2);
-  team.each(image.pixels(), [=](int i) {
-    const Lab lab = lab_of_rgb(r[i], g[i], b[i]);
-    const Rgb rgb = rgb_of_lab(lab.l, value * lab.a, value * lab.b);
-    r[i] = round_8bit(rgb.r);
-    g[i] = round_8bit(rgb.g);
-    b[i] = round_8bit(rgb.b);
-  });
+SHAMISA_HD Rgb color_saturation_lab(Rgb x, float value) {
+  const Lab lab = lab_of_rgb(x.r, x.g, x.b);
+  const Rgb rgb = rgb_of_lab(lab.l, value * lab.a, value * lab.b);
+  return {round_8bit(rgb.r), round_8bit(rgb.g), round_8bit(rgb.b)};
 }
 
 SHAMISA_END

@@ -1,4 +1,5 @@
-// The four noises. Element = pixel, draw 0; see the table of addresses in shamisa/reference/philox.py.
+// The four noises, on single pixels (see pointwise.h). Element = pixel, draw 0; see the table of addresses in
+// shamisa/reference/philox.py.
 #pragma once
 
 #include "color.h"
@@ -16,58 +17,34 @@ SHAMISA_HD Normals normals(Words w) {
   return n;
 }
 
-// x + sqrt(v) n
-template <class Team>
-SHAMISA_OP void white_noise(Team& team, Image image, float value, Key key) {
-  float *r = image.plane(0), *g = image.plane(1), *b = image.plane(2);
-  const float deviation = square_root(value);
-  team.each_words(image.pixels(), 0, key, [=](int i, Words w) {
-    const Normals n = normals(w);
-    r[i] = clamp01(r[i] + deviation * n.r);
-    g[i] = clamp01(g[i] + deviation * n.g);
-    b[i] = clamp01(b[i] + deviation * n.b);
-  });
+// deviation = sqrt(v)
+// x + deviation n
+SHAMISA_HD Rgb white_noise(Rgb x, Words w, float deviation) {
+  const Normals n = normals(w);
+  return {clamp01(x.r + deviation * n.r), clamp01(x.g + deviation * n.g), clamp01(x.b + deviation * n.b)};
 }
 
 // the same in YCbCr
-template <class Team>
-SHAMISA_OP void color_noise(Team& team, Image image, float value, Key key) {
-  float *r = image.plane(0), *g = image.plane(1), *b = image.plane(2);
-  const float deviation = square_root(value);
-  team.each_words(image.pixels(), 0, key, [=](int i, Words w) {
-    const Normals n = normals(w);
-    float y = luma(r[i], g[i], b[i]);
-    const float cb = 0.564f * (b[i] - y) + deviation * n.g;
-    const float cr = 0.713f * (r[i] - y) + deviation * n.b;
-    y += deviation * n.r;
-    r[i] = clamp01(y + 1.403f * cr);
-    g[i] = clamp01(y - 0.714f * cr - 0.344f * cb);
-    b[i] = clamp01(y + 1.773f * cb);
-  });
+SHAMISA_HD Rgb color_noise(Rgb x, Words w, float deviation) {
+  const Normals n = normals(w);
+  float y = luma(x.r, x.g, x.b);
+  const float cb = 0.564f * (x.b - y) + deviation * n.g;
+  const float cr = 0.713f * (x.r - y) + deviation * n.b;
+  y += deviation * n.r;
+  return {clamp01(y + 1.403f * cr), clamp01(y - 0.714f * cr - 0.344f * cb), clamp01(y + 1.773f * cb)};
+}
+
+// x (1 + deviation n)
+SHAMISA_HD Rgb multiplicative_noise(Rgb x, Words w, float deviation) {
+  const Normals n = normals(w);
+  return {clamp01(x.r * (1.f + deviation * n.r)), clamp01(x.g * (1.f + deviation * n.g)),
+          clamp01(x.b * (1.f + deviation * n.b))};
 }
 
 // a sample is hit with probability v; a hit is 1 or 0 with equal chance
-template <class Team>
-SHAMISA_OP void impulse_noise(Team& team, Image image, float value, Key key) {
-  float *r = image.plane(0), *g = image.plane(1), *b = image.plane(2);
-  team.each_words(image.pixels(), 0, key, [=](int i, Words w) {
-    r[i] = uniform(w.x) < value ? (float)(int)(w.w & 1) : r[i];
-    g[i] = uniform(w.y) < value ? (float)(int)(w.w >> 1 & 1) : g[i];
-    b[i] = uniform(w.z) < value ? (float)(int)(w.w >> 2 & 1) : b[i];
-  });
-}
-
-// x (1 + sqrt(v) n)
-template <class Team>
-SHAMISA_OP void multiplicative_noise(Team& team, Image image, float value, Key key) {
-  float *r = image.plane(0), *g = image.plane(1), *b = image.plane(2);
-  const float deviation = square_root(value);
-  team.each_words(image.pixels(), 0, key, [=](int i, Words w) {
-    const Normals n = normals(w);
-    r[i] = clamp01(r[i] * (1.f + deviation * n.r));
-    g[i] = clamp01(g[i] * (1.f + deviation * n.g));
-    b[i] = clamp01(b[i] * (1.f + deviation * n.b));
-  });
+SHAMISA_HD Rgb impulse_noise(Rgb x, Words w, float value) {
+  return {uniform(w.x) < value ? (float)(int)(w.w & 1) : x.r, uniform(w.y) < value ? (float)(int)(w.w >> 1 & 1) : x.g,
+          uniform(w.z) < value ? (float)(int)(w.w >> 2 & 1) : x.b};
 }
 
 SHAMISA_END

@@ -1,4 +1,4 @@
-// Distortions of single samples: brightness, contrast, quantization.
+// Brightness, contrast, quantization. All but the last work on single pixels (see pointwise.h).
 #pragma once
 
 #include "color.h"
@@ -9,48 +9,32 @@ SHAMISA_BEGIN
 SHAMISA_HD float parabola(float x, float v) { return clamp01(x + 2.f * v * (x * (1.f - x))); }
 
 // the mean of twice the curve on R, G, B and once the curve on L
-template <class Team>
-SHAMISA_OP void brighten(Team& team, Image image, float value) {
-  float *r = image.plane(0), *g = image.plane(1), *b = image.plane(2);
-  team.each(image.pixels(), [=](int i) {
-    const Lab lab = lab_of_rgb(r[i], g[i], b[i]);
-    const Rgb rgb = rgb_of_lab(100.f * parabola(lab.l * 0.01f, value), lab.a, lab.b);
-    r[i] = clamp01((2.f * parabola(r[i], value) + rgb.r) * (1.f / 3.f));
-    g[i] = clamp01((2.f * parabola(g[i], value) + rgb.g) * (1.f / 3.f));
-    b[i] = clamp01((2.f * parabola(b[i], value) + rgb.b) * (1.f / 3.f));
-  });
+SHAMISA_HD Rgb brighten(Rgb x, float value) {
+  const Lab lab = lab_of_rgb(x.r, x.g, x.b);
+  const Rgb rgb = rgb_of_lab(100.f * parabola(lab.l * 0.01f, value), lab.a, lab.b);
+  return {clamp01((2.f * parabola(x.r, value) + rgb.r) * (1.f / 3.f)),
+          clamp01((2.f * parabola(x.g, value) + rgb.g) * (1.f / 3.f)),
+          clamp01((2.f * parabola(x.b, value) + rgb.b) * (1.f / 3.f))};
 }
 
-template <class Team>
-SHAMISA_OP void darken(Team& team, Image image, float value) {
-  float* x = image.data;
-  team.each(image.samples(), [=](int i) { x[i] = parabola(x[i], -value); });
-}
+SHAMISA_HD Rgb darken(Rgb x, float value) { return {parabola(x.r, -value), parabola(x.g, -value), parabola(x.b, -value)}; }
 
-template <class Team>
-SHAMISA_OP void mean_shift(Team& team, Image image, float value) {
-  float* x = image.data;
-  team.each(image.samples(), [=](int i) { x[i] = clamp01(x[i] + value); });
-}
+SHAMISA_HD Rgb mean_shift(Rgb x, float value) { return {clamp01(x.r + value), clamp01(x.g + value), clamp01(x.b + value)}; }
 
 // The not-a-knot cubic through (0, 0) (.3, .25 - v/4) (.5, .5) (.7, .75 + v/4) (1, 1) is one odd cubic about .5:
-// a t + b t^3 with .5 a + .125 b = .5 and .2 a + .008 b = .25 + v/4.
-template <class Team>
-SHAMISA_OP void linear_contrast(Team& team, Image image, float value) {
-  float* x = image.data;
-  const double k = (0.05 + (double)value / 4) / 0.042;
-  const float a = (float)(1 + k / 4), b = (float)-k;
-  team.each(image.samples(), [=](int i) {
-    const float t = x[i] - 0.5f;
-    x[i] = clamp01(t * (a + b * (t * t)) + 0.5f);
-  });
+// a t + b t^3 with .5 a + .125 b = .5 and .2 a + .008 b = .25 + v/4, so a = 1 + k/4 and b = -k.
+SHAMISA_HD double linear_contrast_k(double value) { return (0.05 + value / 4) / 0.042; }
+SHAMISA_HD float odd_cubic(float x, float a, float b) {
+  const float t = x - 0.5f;
+  return clamp01(t * (a + b * (t * t)) + 0.5f);
+}
+SHAMISA_HD Rgb linear_contrast(Rgb x, float a, float b) {
+  return {odd_cubic(x.r, a, b), odd_cubic(x.g, a, b), odd_cubic(x.b, a, b)};
 }
 
-template <class Team>
-SHAMISA_OP void nonlinear_contrast(Team& team, Image image, float value) {
-  float* x = image.data;
-  const float slope = 2.f * value, offset = 0.5f - value;
-  team.each(image.samples(), [=](int i) { x[i] = clamp01(slope * x[i] + offset); });
+// slope = 2 v, offset = 1/2 - v
+SHAMISA_HD Rgb nonlinear_contrast(Rgb x, float slope, float offset) {
+  return {clamp01(slope * x.r + offset), clamp01(slope * x.g + offset), clamp01(slope * x.b + offset)};
 }
 
 // The bucket of 255 x among the edges int(255 k / v), k = 1..v-1: an edge is at most m = floor(255 x) exactly when

@@ -1,0 +1,206 @@
+// Runs of distortions of single pixels: between two stages of a run a pixel does not leave its registers (CUDA) or a piece of
+// the image its place in the first-level cache (CPU). The first run of a chain reads the source, the last one writes the
+// output.
+#pragma once
+
+#include "batch.h"
+#include "catalogue.h"
+#include "noise.h"
+#include "point.h"
+
+SHAMISA_BEGIN
+
+constexpr int longest_run = 64;    // stages; a longer run is cut, which changes no bit
+constexpr int piece_pixels = 512;  // 6 KiB
+
+SHAMISA_HD bool is_pointwise(int opcode) {
+  switch (opcode) {
+    case op_color_saturation_hsv:
+    case op_color_saturation_lab:
+    case op_white_noise:
+    case op_color_noise:
+    case op_impulse_noise:
+    case op_multiplicative_noise:
+    case op_brighten:
+    case op_darken:
+    case op_mean_shift_down:
+    case op_mean_shift_up:
+    case op_linear_contrast_down:
+    case op_linear_contrast_up:
+    case op_nonlinear_contrast: return true;
+    default: return false;
+  }
+}
+
+// a stage as its pixels need it
+struct PointStage {
+  int opcode;  // pointwise, or -1: nothing
+  float a, b;  // constants of the distortion
+  Key key;
+};
+
+SHAMISA_HD PointStage point_stage(int opcode, float value, Key key) {
+  switch (opcode) {
+    case op_white_noise:
+    case op_color_noise:
+    case op_multiplicative_noise: return {opcode, square_root(value), 0.f, key};
+    case op_linear_contrast_down:
+    case op_linear_contrast_up: {
+      const double k = linear_contrast_k(value);
+      return {opcode, (float)(1 + k / 4), (float)-k, key};
+    }
+    case op_nonlinear_contrast: return {opcode, 2.f * value, 0.5f - value, key};
+    default: return {opcode, value, 0.f, key};
+  }
+}
+
+// Pixels first .. first + count - 1 of an image on their way through a run. N = 1: in registers, count = 1.
+template <int N>
+struct Piece {
+  float r[N], g[N], b[N];
+  int first, pixels;
+  SHAMISA_HD int count() const { return N == 1 ? 1 : pixels; }
+
+  template <class F>
+  SHAMISA_HD void each(F f) {
+    const int n = count();
+    SHAMISA_INDEPENDENT
+    for (int i = 0; i < n; ++i) put(i, f(Rgb{r[i], g[i], b[i]}));
+  }
+  template <class F>
+  SHAMISA_HD void each_words(Key key, F f) {
+    words_from((uint32_t)first, count(), 0, key, [=](int i, Words w) { put(i, f(Rgb{r[i], g[i], b[i]}, w)); });
+  }
+
+ private:
+  SHAMISA_HD void put(int i, Rgb x) {
+    r[i] = x.r;
+    g[i] = x.g;
+    b[i] = x.b;
+  }
+};
+
+template <class P>
+SHAMISA_STEP void apply_point(P& piece, const PointStage& stage) {
+  const float a = stage.a, b = stage.b;
+  const Key key = stage.key;
+  switch (stage.opcode) {
+    case op_color_saturation_hsv: piece.each([=](Rgb x) { return color_saturation_hsv(x, a); }); break;
+    case op_color_saturation_lab: piece.each([=](Rgb x) { return color_saturation_lab(x, a); }); break;
+    case op_white_noise: piece.each_words(key, [=](Rgb x, Words w) { return white_noise(x, w, a); }); break;
+    case op_color_noise: piece.each_words(key, [=](Rgb x, Words w) { return color_noise(x, w, a); }); break;
+    case op_impulse_noise: piece.each_words(key, [=](Rgb x, Words w) { return impulse_noise(x, w, a); }); break;
+    case op_multiplicative_noise: piece.each_words(key, [=](Rgb x, Words w) { return multiplicative_noise(x, w, a); }); break;
+    case op_brighten: piece.each([=](Rgb x) { return brighten(x, a); }); break;
+    case op_darken: piece.each([=](Rgb x) { return darken(x, a); }); break;
+    case op_mean_shift_down:
+    case op_mean_shift_up: piece.each([=](Rgb x) { return mean_shift(x, a); }); break;
+    case op_linear_contrast_down:
+    case op_linear_contrast_up: piece.each([=](Rgb x) { return linear_contrast(x, a, b); }); break;
+    case op_nonlinear_contrast: piece.each([=](Rgb x) { return nonlinear_contrast(x, a, b); }); break;
+  }
+}
+
+// ---- entry and exit --------------------------------------------------------------------------------------------------
+// f(tag) with the tag of core/image.h
+template <class F>
+SHAMISA_HD void with_type(DType type, F f) {
+  switch (type) {
+    case DType::u8: return f(U8{});
+    case DType::f16: return f(F16{});
+    case DType::bf16: return f(BF16{});
+    case DType::f32: return f(F32{});
+    case DType::f64: return f(F64{});
+  }
+}
+
+// n samples, `right` elements apart
+template <class Type>
+SHAMISA_HD void read_row(Type type, const typename Type::Storage* from, int64_t right, float* to, int n) {
+  if (right == 1) {
+    SHAMISA_INDEPENDENT
+    for (int i = 0; i < n; ++i) to[i] = clamp01(type.read(from[i]));
+  } else {
+    SHAMISA_INDEPENDENT
+    for (int i = 0; i < n; ++i) to[i] = clamp01(type.read(from[i * right]));
+  }
+}
+
+// from source s of the batch; a source that is not there is black
+template <class P>
+SHAMISA_STEP void read_source(P& piece, const Batch& batch, int64_t s) {
+  const int64_t down = batch.source_stride[2], right = batch.source_stride[3];
+  const bool one_row = right == 1 && down == batch.W;  // the rows follow each other
+  const bool there = s >= 0 && s < batch.S;
+  with_type(batch.source_type, [&](auto type) {
+    typedef typename decltype(type)::Storage T;
+    const T* source = (const T*)batch.source + (there ? s : 0) * batch.source_stride[0];
+    int y = one_row ? 0 : piece.first / batch.W, x = one_row ? piece.first : piece.first % batch.W;
+    for (int done = 0, n; done < piece.count(); done += n, x = 0, ++y) {
+      n = one_row ? piece.count() : min_of(piece.count() - done, batch.W - x);
+      const T* from = source + y * down + x * right;
+      read_row(type, from, right, piece.r + done, n);
+      read_row(type, from + batch.source_stride[1], right, piece.g + done, n);
+      read_row(type, from + 2 * batch.source_stride[1], right, piece.b + done, n);
+    }
+  });
+  if (!there) piece.each([](Rgb) { return Rgb{0.f, 0.f, 0.f}; });
+}
+
+// to image n of the output: optional (x - mean) / std, cast, layout
+template <class P>
+SHAMISA_STEP void write_out(const P& piece, const Batch& batch, int64_t n) {
+  const int count = piece.count();
+  const int64_t pixels = (int64_t)batch.H * batch.W;
+  with_type(batch.out_type, [&](auto type) {
+    typedef typename decltype(type)::Storage T;
+    T* out = (T*)batch.out + n * 3 * pixels;
+    for (int c = 0; c < 3; ++c) {
+      const float* from = c == 0 ? piece.r : c == 1 ? piece.g : piece.b;
+      const float mean = batch.mean[c], std = batch.std[c];
+      T* to = batch.channels_last ? out + 3 * (int64_t)piece.first + c : out + c * pixels + piece.first;
+      if (batch.normalize && !batch.channels_last) {
+        SHAMISA_INDEPENDENT
+        for (int i = 0; i < count; ++i) to[i] = type.write((from[i] - mean) / std);
+      } else if (batch.normalize) {
+        SHAMISA_INDEPENDENT
+        for (int i = 0; i < count; ++i) to[3 * i] = type.write((from[i] - mean) / std);
+      } else if (!batch.channels_last) {
+        SHAMISA_INDEPENDENT
+        for (int i = 0; i < count; ++i) to[i] = type.write(from[i]);
+      } else {
+        SHAMISA_INDEPENDENT
+        for (int i = 0; i < count; ++i) to[3 * i] = type.write(from[i]);
+      }
+    }
+  });
+}
+
+// ---- a run -----------------------------------------------------------------------------------------------------------
+// Stages [count] in small memory, any number. enter: read source s of that batch, else the image; leave: write output n of
+// that batch, else the image.
+template <class Team>
+SHAMISA_OP void run_points(Team& team, Image image, const PointStage* stages, int count, const Batch* enter, int64_t s,
+                           const Batch* leave, int64_t n) {
+  float *r = image.plane(0), *g = image.plane(1), *b = image.plane(2);
+  team.template pieces<piece_pixels>(image.pixels(), [=](int first, int pixels, auto lanes) {
+    Piece<decltype(lanes)::width> piece;
+    piece.first = first, piece.pixels = pixels;
+    const int size = piece.count();
+    if (enter)
+      read_source(piece, *enter, s);
+    else {
+      SHAMISA_INDEPENDENT
+      for (int i = 0; i < size; ++i) piece.r[i] = r[first + i], piece.g[i] = g[first + i], piece.b[i] = b[first + i];
+    }
+    for (int k = 0; k < count; ++k) apply_point(piece, stages[k]);
+    if (leave)
+      write_out(piece, *leave, n);
+    else {
+      SHAMISA_INDEPENDENT
+      for (int i = 0; i < size; ++i) r[first + i] = piece.r[i], g[first + i] = piece.g[i], b[first + i] = piece.b[i];
+    }
+  });
+}
+
+SHAMISA_END
