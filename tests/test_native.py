@@ -199,6 +199,62 @@ def test_threads_change_nothing():
         assert_close(other, results[0], **EXACT)
 
 
+MEASURE = """
+import sys
+import torch
+from shamisa import _host, ops
+from shamisa.distortions import DISTORTIONS
+
+threads, chains, stages, size = map(int, sys.argv[1:])
+torch.set_num_threads(threads)
+codes = [DISTORTIONS[n].opcode for n in ("darken", "jitter", "jpeg")]
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+def call(N, D, size):
+    opcode = torch.tensor(codes)[torch.arange(N * D).view(N, D) % len(codes)]
+    value = torch.tensor([0.2, 0.5, 50.0])[torch.arange(N * D).view(N, D) % len(codes)]
+    source = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    index = torch.zeros(N, dtype=torch.int64)
+    before = resident()
+    out = ops.run_distort(source, index, opcode, value, torch.zeros(N, D, dtype=torch.int64), backend="native")
+    return resident() - before - out.numel() * 4
+
+call(threads, 1, 8)  # starts the threads
+print(call(chains, stages, size), _host.scratch_bytes(size, size, codes))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(not ops.has_kernel("distort", "cpu"), reason="the CPU kernels are not built")
+@pytest.mark.parametrize(("threads", "chains", "stages"), [(1, 3, 3), (1, 24, 6), (2, 24, 3)])
+def test_memory_beyond_the_output(threads, chains, stages):
+    """A call takes its output and scratch_bytes per thread, however many and however long the chains are."""
+    # blocks of more than 64 KiB then come from the system and go back to it
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    arguments = [str(n) for n in (threads, chains, stages, 384)]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *arguments], env=environment, capture_output=True, text=True, check=True
+    )
+    extra, per_thread = map(int, done.stdout.split())
+    assert per_thread < 70 * 384 * 384
+    assert 0.5 * per_thread < extra < threads * per_thread + 2**21
+
+
+def test_scratch_bytes():
+    every = [row.opcode for row in DISTORTIONS.values()]
+    for height, width in ((1, 1), (224, 224), (1, 4096), (2048, 2048)):
+        each = [_host.scratch_bytes(height, width, [code]) for code in every]
+        images = _host.scratch_bytes(height, width, [])
+        assert 24 * height * width <= images <= 24 * height * width + 128
+        assert _host.scratch_bytes(height, width, every) == max(each) > min(each) == images
+    with pytest.raises(ValueError, match=r"sides of 1 to 2\^15 and at most 2\^26 pixels, got 0 x 5"):
+        _host.scratch_bytes(0, 5, [])
+    with pytest.raises(ValueError, match=r"opcodes must lie in 0\.\.25, got 26"):
+        _host.scratch_bytes(5, 5, [0, 26])
+
+
 # ---- PyTorch's own checks --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("channels_last", [False, True])

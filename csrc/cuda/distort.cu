@@ -24,8 +24,8 @@ static Tensor distort(Tensor source, Tensor index, Tensor opcode, Tensor value, 
     int processors = 0, resident = 0;
     STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
     STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, distort_images, DistortLaunch::threads, 0));
-    const int64_t blocks = std::min<int64_t>(batch.N, (int64_t)processors * std::max(resident, 1));
     const int64_t bytes = distort_bytes(batch.H, batch.W);
+    const int64_t blocks = distort_blocks(batch.N, (int64_t)processors * std::max(resident, 1), bytes);
     // freed when this function returns; the caching allocator reuses it in the order of the stream
     const Tensor memory =
         torch::stable::empty({blocks * bytes}, torch::headeronly::ScalarType::Byte, std::nullopt, source.device());

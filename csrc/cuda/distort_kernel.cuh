@@ -8,7 +8,8 @@ SHAMISA_BEGIN
 
 struct DistortLaunch {
   static constexpr int threads = 512;
-  static constexpr int blocks_per_sm = 2;  // caps the registers at 64; measured at compile level: no spill to speak of
+  static constexpr int blocks_per_sm = 2;           // caps the registers at 64; measured at compile level: no spill to speak of
+  static constexpr int64_t memory_bytes = 1 << 30;  // of all blocks; an image that needs more gets it, alone
   static_assert(threads % 32 == 0, "a BlockTeam is whole warps");
 };
 
@@ -28,6 +29,10 @@ __global__ void __launch_bounds__(DistortLaunch::threads, DistortLaunch::blocks_
 // bytes of memory per block, aligned to 64: the op codes are on the device, so any native op may occur
 inline int64_t distort_bytes(int H, int W) {
   return team_bytes(H, W, [](int code) { return row_of(code).native; });
+}
+// blocks to launch where `resident` fit on the device: fewer when the images are large, so that memory stays bounded
+inline int64_t distort_blocks(int64_t N, int64_t resident, int64_t bytes) {
+  return max_of<int64_t>(1, min_of(min_of(N, resident), DistortLaunch::memory_bytes / bytes));
 }
 
 SHAMISA_END

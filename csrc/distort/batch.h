@@ -9,6 +9,10 @@ namespace shamisa {
 
 enum class DType : int { u8, f16, bf16, f32, f64 };
 
+// The largest image: every int of the kernels (offsets into three planes, into planes padded for a filter or a codec's blocks)
+// then stays below 2^31.
+constexpr int64_t longest_side = 1 << 15, most_pixels = 1 << 26;
+
 // pointers in the team's memory
 struct Batch {
   const void* source;  // [S, 3, H, W] of source_type, any strides

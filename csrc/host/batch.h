@@ -52,7 +52,8 @@ class BatchTensors {
       STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == batch_.N && t->size(1) == opcode.size(1), t == &value ? "value" : "key",
                       " must be [N, D] = ", shape_text(opcode), ", got ", shape_text(*t));
     const int64_t H = source.size(2), W = source.size(3);
-    STD_TORCH_CHECK(H * W <= (1 << 28), "images must have at most 2^28 pixels, got ", H, " x ", W);
+    STD_TORCH_CHECK(H <= longest_side && W <= longest_side && H * W <= most_pixels,
+                    "images must have sides of at most 2^15 and at most 2^26 pixels, got ", H, " x ", W);
     STD_TORCH_CHECK(opcode.size(1) <= 1024, "opcode must have at most 1024 stages, got ", shape_text(opcode));
     batch_.H = (int)H, batch_.W = (int)W, batch_.D = (int)opcode.size(1);
 

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -31,21 +32,42 @@ static std::vector<std::string> levels() {
   return names;
 }
 
+static void check_size(int64_t height, int64_t width) {
+  if (height < 1 || width < 1 || height > shamisa::longest_side || width > shamisa::longest_side ||
+      height * width > shamisa::most_pixels)
+    throw py::value_error("images must have sides of 1 to 2^15 and at most 2^26 pixels, got " + std::to_string(height) + " x " +
+                          std::to_string(width));
+}
+
+static int64_t scratch_bytes(int64_t height, int64_t width, const std::vector<int>& opcodes) {
+  check_size(height, width);
+  bool present[shamisa::opcode_count] = {};
+  for (int code : opcodes) {
+    if (code < 0 || code >= shamisa::opcode_count)
+      throw py::value_error("opcodes must lie in 0.." + std::to_string(shamisa::opcode_count - 1) + ", got " +
+                            std::to_string(code));
+    present[code] = true;
+  }
+  return shamisa::kernels().distort_bytes((int)height, (int)width, present);
+}
+
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 static py::array_t<float> distort(const Floats& image, int opcode, float value, int64_t key, const std::string& level) {
-  if (image.ndim() != 3 || image.shape(0) != 3 || image.size() == 0 || image.size() > 3ll << 28) {
+  const py::ssize_t height = image.ndim() == 3 ? image.shape(1) : 0, width = image.ndim() == 3 ? image.shape(2) : 0;
+  if (image.ndim() != 3 || image.shape(0) != 3 || image.size() == 0) {
     std::string shape;
     for (py::ssize_t d = 0; d < image.ndim(); ++d) shape += (d ? ", " : "") + std::to_string(image.shape(d));
-    throw py::value_error("image must be [3, H, W] with 1 to 2^28 pixels, got [" + shape + "]");
+    throw py::value_error("image must be [3, H, W] with H, W >= 1, got [" + shape + "]");
   }
+  check_size(height, width);
   if (opcode < 0 || opcode >= shamisa::opcode_count)
     throw py::value_error("opcode must lie in 0.." + std::to_string(shamisa::opcode_count - 1) + ", got " +
                           std::to_string(opcode));
   const shamisa::Row row = shamisa::row_of(opcode);
   const std::string name = shamisa::name_of(opcode);
   if (!row.native) throw py::value_error(name + " has no compiled kernel yet");
-  const int H = (int)image.shape(1), W = (int)image.shape(2);
+  const int H = (int)height, W = (int)width;
   if (H < row.min_size || W < row.min_size)
     throw py::value_error("images for " + name + " must be at least " + std::to_string(row.min_size) + " x " +
                           std::to_string(row.min_size) + " pixels, got " + std::to_string(H) + " x " + std::to_string(W));
@@ -55,10 +77,7 @@ static py::array_t<float> distort(const Floats& image, int opcode, float value, 
   float* to = out.mutable_data();
   {
     py::gil_scoped_release release;
-    for (int64_t i = 0; i < 3ll * H * W; ++i) {  // the same entry as a chain's
-      const float x = from[i] > 0.f ? from[i] : 0.f;
-      to[i] = x < 1.f ? x : 1.f;
-    }
+    std::copy(from, from + 3ll * H * W, to);
     bool present[shamisa::opcode_count] = {};
     present[opcode] = true;
     const int64_t bytes = kernels.distort_bytes(H, W, present);
@@ -103,6 +122,9 @@ PYBIND11_MODULE(_host, m) {
   m.doc() = "The distortion kernels of the CPU without torch (NumPy in and out), and how they were built.";
   m.def("distort", &distort, py::arg("image"), py::arg("opcode"), py::arg("value"), py::arg("key") = 0, py::arg("level") = "",
         "One distortion of image [3, H, W] float32 (clamped to [0, 1]) -> a new array; level: an x86-64 level of levels().");
+  m.def("scratch_bytes", &scratch_bytes, py::arg("height"), py::arg("width"), py::arg("opcodes"),
+        "Bytes of memory that each thread of a call of the distort op works in, given the op codes that occur: two float32 "
+        "images and what the hungriest of the distortions needs. A call takes that times the threads, and its output.");
   m.def("philox", &philox, py::arg("key"), py::arg("counter"), py::arg("level") = "",
         "The four random words at counter (element, draw, extra, domain).");
   m.def("catalogue", &catalogue, "What the kernels know of every distortion, by op code; native: whether there is a kernel.");

@@ -37,22 +37,28 @@ struct BatchCase {
   std::vector<float> source;  // [S, 3, H, W]
   std::vector<int64_t> index, opcode, key;
   std::vector<float> value;
+  // how the bytes of source are read, and what is written
+  shamisa::DType source_type = shamisa::DType::f32, out_type = shamisa::DType::f32;
+  bool channels_last = false, normalize = false;
 
   int64_t N() const { return (int64_t)index.size(); }
   int64_t samples() const { return N() * 3 * H * W; }
   // pointers into this object; out: where the results go
   shamisa::Batch batch(float* out) const {
     shamisa::Batch b{};
-    b.source = source.data(), b.source_type = shamisa::DType::f32;
+    b.source = source.data(), b.source_type = source_type;
     b.S = (int64_t)source.size() / (3ll * H * W), b.N = N(), b.D = D, b.H = H, b.W = W;
-    b.source_stride[0] = 3ll * H * W, b.source_stride[1] = (int64_t)H * W, b.source_stride[2] = W, b.source_stride[3] = 1;
+    b.source_stride[0] = 3ll * H * W, b.source_stride[1] = channels_last ? 1 : (int64_t)H * W;
+    b.source_stride[2] = channels_last ? 3 * W : W, b.source_stride[3] = channels_last ? 3 : 1;
     b.index = index.data(), b.opcode = opcode.data(), b.value = value.data(), b.key = key.data();
-    b.out = out, b.out_type = shamisa::DType::f32;
+    b.out = out, b.out_type = out_type, b.channels_last = channels_last, b.normalize = normalize;
+    for (int k = 0; k < 3; ++k) b.mean[k] = 0.4f + 0.05f * (float)k, b.std[k] = 0.2f + 0.01f * (float)k;
     return b;
   }
 };
 
-// one distortion at its limits and between them, then chains of everything that the size allows
+// one distortion at its limits and between them, then chains of everything that the size allows,
+// in several types and layouts, and a long chain of pointwise stages
 inline std::vector<BatchCase> batch_cases(bool large) {
   std::vector<std::vector<int>> sizes = {{1, 1}, {1, 50}, {50, 1}, {5, 7}, {37, 41}, {48, 65}, {64, 64}};
   if (large) sizes.push_back({224, 224});
@@ -92,7 +98,26 @@ inline std::vector<BatchCase> batch_cases(bool large) {
       }
     }
     cases.push_back(chains);
+    using shamisa::DType;
+    chains.channels_last = chains.normalize = true;
+    chains.source_type = DType::u8, chains.out_type = DType::f16;
+    cases.push_back(chains);
+    chains.channels_last = false;
+    chains.source_type = DType::bf16, chains.out_type = DType::bf16;
+    cases.push_back(chains);
+    chains.channels_last = true, chains.normalize = false;
+    chains.source_type = DType::f16, chains.out_type = DType::u8;
+    cases.push_back(chains);
   }
+  // pointwise stages beyond the longest run
+  BatchCase deep{5, 7, 70, test_image(5, 7, 1), {0}, {}, {}, {}};
+  const int pointwise[] = {shamisa::op_white_noise, shamisa::op_darken, shamisa::op_color_noise, shamisa::op_brighten};
+  for (int d = 0; d < deep.D; ++d) {
+    deep.opcode.push_back(d == 67 ? shamisa::op_quantization : pointwise[d % 4]);
+    deep.value.push_back(0.01f + 0.001f * (float)d);
+    deep.key.push_back(d * 1000003ll);
+  }
+  cases.push_back(deep);
   return cases;
 }
 
