@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its pool
-for _library in ("OMP", "OPENBLAS", "MKL"):  # NumPy's and SciPy's threads do not listen to torch.set_num_threads
-    os.environ[f"{_library}_NUM_THREADS"] = "1"
+# the threads of NumPy and SciPy do not listen to torch.set_num_threads
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import math
 import time
