@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shamisa import DISTORTIONS, DistortionEngine, RelationLoss, ops
 from shamisa import functional as SF
-from shamisa.distortions import distort
+from shamisa.engine import distort
 
 SIZES = ((224, 224), (131, 97), (64, 48))
 GPU = torch.cuda.is_available()

@@ -9,8 +9,7 @@ import torch
 from measure import DEVICES, error
 
 from shamisa import DISTORTIONS, DistortionEngine, ops
-from shamisa.distortions import distort
-from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD
+from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD, distort
 
 SIZE = 224
 PASS = 2 * 3 * SIZE * SIZE * 4  # bytes of one float32 image read and written

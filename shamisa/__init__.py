@@ -10,7 +10,8 @@ __path__ += installed_folder(__path__)
 
 from . import functional
 from ._version import __version__
-from .distortions import DISTORTIONS, Distortion, distort
+from .distortions import DISTORTIONS, Distortion
+from .engine import distort
 from .engine import DistortionEngine, Plan
 from .ops import backends
 from .relations import RelationLoss

@@ -1,4 +1,4 @@
-"""The compositional distortion engine: plans that say which chain makes which image, and the call that makes them.
+"""The distortion engine: one distortion, or plans that say which chain makes which image and the call that makes them.
 
 Source: SHAMISA (arXiv 2603.13669), section on the compositional distortion engine. A plan is a pure function of (seed,
 step, position in the batch), so it never has to be stored, and a saved one regenerates the same pixels anywhere.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import ops
 from .distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
-from .reference.philox import DOMAIN_PLAN, DOMAIN_VIEW, derive_key, index, normal_pair, uniform, words
+from .reference.philox import DOMAIN_IMAGE, DOMAIN_PLAN, DOMAIN_VIEW, derive_key, index, normal_pair, uniform, words
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -155,6 +155,89 @@ def normalize(
         backend=backend,
     )
     return out.unflatten(0, images.shape[:-3])
+
+
+def distort(
+    images: Tensor,
+    name: str,
+    *,
+    severity: float | Tensor | None = None,
+    value: float | Tensor | None = None,
+    seed: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """Apply one distortion to a batch of images.
+
+    Args:
+        images: ``[N, 3, H, W]`` or ``[3, H, W]``, RGB, uint8 in 0..255 or floating in 0..1 (clamped; NaN counts as 0), any
+            strides, CPU or CUDA. Never modified.
+        name: a key of ``shamisa.DISTORTIONS``.
+        severity: position in the level table, 0 (mildest) to 4, a number or ``[N]``; linear between levels, the parameter
+            rounded where the row says integer. Exactly one of ``severity`` and ``value``.
+        value: the raw parameter, a number or ``[N]``, within the row's ``low`` and ``high``.
+        seed: random distortions are a pure function of (seed, position in the batch, image).
+        backend: ``"auto"`` the compiled kernel for the device if there is one, else the reference; ``"native"`` the compiled
+            kernel or a RuntimeError; ``"reference"`` pure PyTorch.
+
+    Returns:
+        The distorted images in the shape, dtype and on the device of ``images``; uint8 is rounded to nearest.
+
+    Raises:
+        TypeError, ValueError: a bad argument, named, with what was expected and what came.
+        RuntimeError: ``backend="native"`` without a compiled kernel.
+    """
+    if name not in DISTORTIONS:
+        raise ValueError(f"name must be one of shamisa.DISTORTIONS {list(NAMES)}, got {name!r}")
+    row = DISTORTIONS[name]
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    if images.dim() not in (3, 4) or images.shape[-3] != 3 or images.numel() == 0:
+        raise ValueError(f"images must be [N, 3, H, W] or [3, H, W] with N, H, W >= 1, got {list(images.shape)}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"images must be uint8 or floating, got {images.dtype}")
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must be a 64-bit integer, got {seed!r}")
+    batch = images.detach() if images.dim() == 4 else images.detach().unsqueeze(0)
+    n = batch.shape[0]
+    if (severity is None) == (value is None):
+        raise ValueError(
+            "exactly one of severity and value must be given, got " + ("none" if value is None else "both")
+        )
+    if severity is not None:
+        s = _per_image("severity", severity, n, 0.0, 4.0)
+        v = value_at(s, torch.full((n,), row.opcode))
+        v = v.round() if row.integer else v
+    else:
+        v = _per_image("value", value, n, row.low, row.high)
+    position = torch.arange(n)
+    key = derive_key(torch.tensor(seed), position, domain=DOMAIN_IMAGE) if row.random else torch.zeros_like(position)
+    device = batch.device
+    out = ops.run_distort(
+        batch,
+        position.to(device),
+        torch.full((n, 1), row.opcode, dtype=torch.int64, device=device),
+        v.to(device, torch.float32).reshape(n, 1),
+        key.to(device).reshape(n, 1),
+        dtype=batch.dtype,
+        backend=backend,
+    )
+    return out if images.dim() == 4 else out[0]
+
+
+def _per_image(name: str, given: float | Tensor, n: int, low: float, high: float) -> Tensor:
+    """A number or [N] -> float64 [N] on the CPU, checked to lie in low..high."""
+    if not isinstance(given, (int, float, Tensor)):
+        raise TypeError(f"{name} must be a number or a tensor [N], got {type(given).__name__}")
+    t = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
+    if t.dim() > 1 or (t.dim() == 1 and t.shape[0] != n):
+        raise ValueError(f"{name} must be a number or [N] = [{n}], got {list(t.shape)}")
+    t = t.expand(n)
+    # `not all inside` also catches NaN
+    if not bool(((t >= low) & (t <= high)).all()):
+        raise ValueError(
+            f"{name} must lie in [{low:g}, {high:g}], got {t.tolist() if n < 9 else f'{t.min()}..{t.max()}'}"
+        )
+    return t
 
 
 class DistortionEngine:

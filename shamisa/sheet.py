@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .data.photos import PhotoError, read_photo
-from .distortions import DISTORTIONS, distort
-from .engine import DistortionEngine, Plan
+from .distortions import DISTORTIONS
+from .engine import DistortionEngine, Plan, distort
 
 MARGIN, LINE = 4, 12  # pixels: between tiles, height of a line of text
 

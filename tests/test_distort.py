@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from shamisa import ops
-from shamisa.distortions import DISTORTIONS, GROUPS, NAMES, distort, severity_at, value_at
+from shamisa.distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
+from shamisa.engine import distort
 from shamisa.reference import distort as reference
 
 RANDOM = tuple(n for n, row in DISTORTIONS.items() if row.random)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from shamisa.distortions import DISTORTIONS, GROUPS, NAMES, distort, severity_at, value_at
-from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD, DistortionEngine, Plan, normalize
+from shamisa.distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
+from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD, DistortionEngine, Plan, distort, normalize
 
 FIELDS = ("opcode", "severity", "value", "length", "varying", "key")
 DETERMINISTIC = [n for n, r in DISTORTIONS.items() if not r.random and r.group != "compression"]

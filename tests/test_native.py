@@ -185,6 +185,7 @@ def test_empty_batches(device):
     assert_close(run(no_stage, device).cpu(), wanted, **EXACT)
 
 
+@pytest.mark.skipif(not ops.has_kernel("distort", "cpu"), reason="the CPU kernels are not built")
 def test_threads_change_nothing():
     arguments = batch(chains=9)
     before = torch.get_num_threads()

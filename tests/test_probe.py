@@ -66,7 +66,9 @@ def test_end_to_end(data, tmp_path, capsys):
         (numbers,) = encoder["splits"]
         assert numbers["n"] == {"train": 32, "val": 4, "test": 12}
         assert numbers["srcc"] > 0.8 and numbers["plcc"] > 0.8  # noise is easy to see
-        assert f"{numbers['srcc']:.4f}" in printed and encoder["feature_dim"] == 2 * Encoder("shamisa/small").feature_dim
+        assert (
+            f"{numbers['srcc']:.4f}" in printed and encoder["feature_dim"] == 2 * Encoder("shamisa/small").feature_dim
+        )
     with (out / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     prediction, score = (np.array([float(r[k]) for r in rows]) for k in ("prediction", "score"))
