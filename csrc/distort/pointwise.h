@@ -54,34 +54,33 @@ SHAMISA_HD PointStage point_stage(int opcode, float value, Key key) {
   }
 }
 
-// Pixels first .. first + count - 1 of an image on their way through a run. N = 1: in registers, count = 1.
-template <int N>
+// Pixels first .. first + count - 1 of an image on their way through a run: in the image (CPU) or in registers (CUDA, one).
 struct Piece {
-  float r[N], g[N], b[N];
-  int first, pixels;
-  SHAMISA_HD int count() const { return N == 1 ? 1 : pixels; }
+  float *r, *g, *b;  // [count]
+  int first, count;
 
   template <class F>
   SHAMISA_HD void each(F f) {
-    const int n = count();
+    const Piece p = *this;
     SHAMISA_INDEPENDENT
-    for (int i = 0; i < n; ++i) put(i, f(Rgb{r[i], g[i], b[i]}));
+    for (int i = 0; i < p.count; ++i) p.put(i, f(p.pixel(i)));
   }
   template <class F>
   SHAMISA_HD void each_words(Key key, F f) {
-    words_from((uint32_t)first, count(), 0, key, [=](int i, Words w) { put(i, f(Rgb{r[i], g[i], b[i]}, w)); });
+    const Piece p = *this;
+    words_from((uint32_t)first, count, 0, key, [=](int i, Words w) { p.put(i, f(p.pixel(i), w)); });
   }
 
  private:
-  SHAMISA_HD void put(int i, Rgb x) {
+  SHAMISA_HD Rgb pixel(int i) const { return {r[i], g[i], b[i]}; }
+  SHAMISA_HD void put(int i, Rgb x) const {
     r[i] = x.r;
     g[i] = x.g;
     b[i] = x.b;
   }
 };
 
-template <class P>
-SHAMISA_STEP void apply_point(P& piece, const PointStage& stage) {
+SHAMISA_STEP void apply_point(Piece& piece, const PointStage& stage) {
   const float a = stage.a, b = stage.b;
   const Key key = stage.key;
   switch (stage.opcode) {
@@ -127,8 +126,7 @@ SHAMISA_HD void read_row(Type type, const typename Type::Storage* from, int64_t 
 }
 
 // from source s of the batch; a source that is not there is black
-template <class P>
-SHAMISA_STEP void read_source(P& piece, const Batch& batch, int64_t s) {
+SHAMISA_STEP void read_source(Piece& piece, const Batch& batch, int64_t s) {
   const int64_t down = batch.source_stride[2], right = batch.source_stride[3];
   const bool one_row = right == 1 && down == batch.W;  // the rows follow each other
   const bool there = s >= 0 && s < batch.S;
@@ -136,8 +134,8 @@ SHAMISA_STEP void read_source(P& piece, const Batch& batch, int64_t s) {
     typedef typename decltype(type)::Storage T;
     const T* source = (const T*)batch.source + (there ? s : 0) * batch.source_stride[0];
     int y = one_row ? 0 : piece.first / batch.W, x = one_row ? piece.first : piece.first % batch.W;
-    for (int done = 0, n; done < piece.count(); done += n, x = 0, ++y) {
-      n = one_row ? piece.count() : min_of(piece.count() - done, batch.W - x);
+    for (int done = 0, n; done < piece.count; done += n, x = 0, ++y) {
+      n = one_row ? piece.count : min_of(piece.count - done, batch.W - x);
       const T* from = source + y * down + x * right;
       read_row(type, from, right, piece.r + done, n);
       read_row(type, from + batch.source_stride[1], right, piece.g + done, n);
@@ -148,9 +146,8 @@ SHAMISA_STEP void read_source(P& piece, const Batch& batch, int64_t s) {
 }
 
 // to image n of the output: optional (x - mean) / std, cast, layout
-template <class P>
-SHAMISA_STEP void write_out(const P& piece, const Batch& batch, int64_t n) {
-  const int count = piece.count();
+SHAMISA_STEP void write_out(const Piece& piece, const Batch& batch, int64_t n) {
+  const int count = piece.count;
   const int64_t pixels = (int64_t)batch.H * batch.W;
   with_type(batch.out_type, [&](auto type) {
     typedef typename decltype(type)::Storage T;
@@ -184,22 +181,23 @@ SHAMISA_OP void run_points(Team& team, Image image, const PointStage* stages, in
                            const Batch* leave, int64_t n) {
   float *r = image.plane(0), *g = image.plane(1), *b = image.plane(2);
   team.template pieces<piece_pixels>(image.pixels(), [=](int first, int pixels, auto lanes) {
-    Piece<decltype(lanes)::width> piece;
-    piece.first = first, piece.pixels = pixels;
-    const int size = piece.count();
+    constexpr bool registers = decltype(lanes)::width == 1;
+    float own[3] = {};
+    Piece piece{own, own + 1, own + 2, first, pixels};
+    if (!registers) {
+      // a run from source to output needs no image: its pieces take turns in one place
+      const int at = enter && leave ? 0 : first;
+      piece.r = r + at, piece.g = g + at, piece.b = b + at;
+    }
     if (enter)
       read_source(piece, *enter, s);
-    else {
-      SHAMISA_INDEPENDENT
-      for (int i = 0; i < size; ++i) piece.r[i] = r[first + i], piece.g[i] = g[first + i], piece.b[i] = b[first + i];
-    }
+    else if (registers)
+      own[0] = r[first], own[1] = g[first], own[2] = b[first];
     for (int k = 0; k < count; ++k) apply_point(piece, stages[k]);
     if (leave)
       write_out(piece, *leave, n);
-    else {
-      SHAMISA_INDEPENDENT
-      for (int i = 0; i < size; ++i) r[first + i] = piece.r[i], g[first + i] = piece.g[i], b[first + i] = piece.b[i];
-    }
+    else if (registers)
+      r[first] = own[0], g[first] = own[1], b[first] = own[2];
   });
 }
 
