@@ -303,6 +303,28 @@ def test_the_bare_op_refuses_options():
         torch.ops.shamisa.distort(*blocks.values(), None, None, torch.float32, False)
 
 
+class Distorted(torch.utils.data.Dataset):
+    """Item i: an image distorted by a chain with filters and a codec."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        blurred = shamisa.distort(image, "gaussian_blur", severity=3)
+        return shamisa.distort(blurred, "jpeg2000", severity=2), torch.get_num_threads()
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_in_loader_workers(context):
+    """Workers of either kind give the parent's images, also when the parent's threads have been at work before the fork."""
+    wanted = [Distorted()[i][0] for i in range(6)]
+    shamisa.distort(torch.rand(8, 3, 64, 64), "lens_blur", severity=3)
+    loader = torch.utils.data.DataLoader(Distorted(), num_workers=2, multiprocessing_context=context, timeout=120)
+    for (image, threads), expected in zip(loader, wanted, strict=True):
+        assert torch.equal(image[0], expected) and int(threads) == 1
+
+
 # ---- backends ---------------------------------------------------------------------------------------------------------
 def test_every_distortion_is_native():
     assert all(row["native"] for row in _host.catalogue())
