@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import ops
 from .distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
+from .reference.distort import check_size
 from .reference.philox import DOMAIN_IMAGE, DOMAIN_PLAN, DOMAIN_VIEW, derive_key, index, normal_pair, uniform, words
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -197,6 +198,7 @@ def distort(
         raise TypeError(f"images must be uint8 or floating, got {images.dtype}")
     if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must be a 64-bit integer, got {seed!r}")
+    check_size(row, *images.shape[-2:])  # here, because the op does not read op codes on a GPU
     batch = images.detach() if images.dim() == 4 else images.detach().unsqueeze(0)
     n = batch.shape[0]
     if (severity is None) == (value is None):
@@ -419,6 +421,9 @@ class DistortionEngine:
             raise ValueError(f"memory_format must be contiguous_format or channels_last, got {memory_format}")
         if normalize and not dtype.is_floating_point:
             raise ValueError(f"dtype must be floating when normalize is True, got {dtype}")
+        if plan.opcode.device.type == "cpu":  # here, because the op does not read op codes on a GPU
+            for code in plan.opcode[plan.opcode >= 0].unique().tolist():
+                check_size(DISTORTIONS[NAMES[code]], *references.shape[-2:])
         V, device = references.shape[1], references.device
         plan = plan.to(device, non_blocking=True)
         view = torch.arange(V, device=device).view(1, V, 1, 1, 1)

@@ -31,6 +31,7 @@ from .data.readers import References
 from .distortions import DISTORTIONS
 from .engine import DistortionEngine, Plan, normalize
 from .models import Learner, load_matching
+from .ops import has_kernel
 from .relations import RelationOutput
 
 TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
@@ -339,11 +340,13 @@ def last_checkpoint(run: runs.Run) -> str:
 def describe(trainer: Trainer, run: runs.Run) -> str:
     """One line of what runs where."""
     c = trainer.config
+    compiled = c.backend != "reference" and has_kernel("distort", trainer.device.type)
     return (
         f"{run.path}: {c.encoder} ({sum(p.numel() for p in trainer.model.encoder.parameters()) / 1e6:.2f} M) on "
         f"{trainer.device}, {str(trainer.precision).removeprefix('torch.')}; "
         f"{len(trainer.references.source)} photographs; "
-        f"steps {trainer.step}..{trainer.steps}, {trainer.images()} images of {c.crop} px each"
+        f"steps {trainer.step}..{trainer.steps}, {trainer.images()} images of {c.crop} px each; distortions by "
+        + ("compiled kernels" if compiled else "the PyTorch reference, which is tens of times slower")
     )
 
 

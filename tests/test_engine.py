@@ -212,6 +212,16 @@ def test_errors(call, error, message):
         call(engine, engine.sample(2), references())
 
 
+def test_too_small_images_are_named_whatever_the_device():
+    """Before the op, which on a GPU cannot read the op codes; the meta device stands in for one."""
+    engine = DistortionEngine(distortions=["color_block"])
+    message = "images for color_block must be at least 32 x 32 pixels, got 20 x 20"
+    with pytest.raises(ValueError, match=message):
+        engine(references(size=20).to("meta"), engine.sample(2))
+    with pytest.raises(ValueError, match=message):
+        distort(references(size=20)[0].to("meta"), "color_block", severity=1)
+
+
 def test_too_small_images_are_named():
     engine = DistortionEngine(distortions=["non_eccentricity_patch"])
     with pytest.raises(ValueError, match=r"non_eccentricity_patch.*48.*(40|\[40, 40\])"):

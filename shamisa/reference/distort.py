@@ -96,7 +96,7 @@ def apply(row: Distortion, x: Tensor, value: Tensor, key: Tensor) -> Tensor:
     Raises:
         ValueError: an image smaller than the distortion allows.
     """
-    _check_size(row, *x.shape[2:])
+    check_size(row, *x.shape[2:])
     value = torch.where(value.isnan(), row.low, value).clamp(row.low, row.high)
     out = FUNCTIONS[row.name](x, value.round() if row.discrete else value, key)
     return out.clamp(0, 1)
@@ -213,10 +213,11 @@ def _check_content(opcode: Tensor, index: Tensor, source: Tensor) -> None:
         raise ValueError(f"opcode must lie in -1..{len(NAMES) - 1}, got {opcode.min()}..{opcode.max()}")
     for code in opcode.unique().tolist():
         if code >= 0:
-            _check_size(DISTORTIONS[NAMES[code]], *source.shape[2:])
+            check_size(DISTORTIONS[NAMES[code]], *source.shape[2:])
 
 
-def _check_size(row: Distortion, height: int, width: int) -> None:
+def check_size(row: Distortion, height: int, width: int) -> None:
+    """Raise ValueError where an image is too small for a distortion."""
     if min(height, width) < row.min_size:
         least = f"{row.min_size} x {row.min_size}"
         raise ValueError(f"images for {row.name} must be at least {least} pixels, got {height} x {width}")
