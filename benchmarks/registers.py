@@ -75,7 +75,9 @@ def short(names: list[str]) -> list[str]:
     if shutil.which("c++filt") is None:
         return names
     plain = run("c++filt", input="\n".join(names)).splitlines()
-    return [re.sub(r"^.*?(\w+)(<.*)?$", r"\1", re.sub(r"\(.*", "", n).replace("(anonymous namespace)::", "")) for n in plain]
+    return [
+        re.sub(r"^.*?(\w+)(<.*)?$", r"\1", re.sub(r"\(.*", "", n).replace("(anonymous namespace)::", "")) for n in plain
+    ]
 
 
 def functions_of(sass: str, arch: str, usage: dict[str, tuple[int, int]]) -> list[Function]:
@@ -157,11 +159,15 @@ def main(argv: list[str] | None = None) -> int:
             raise RuntimeError("no _C_cuda library: build it first (SHAMISA_CUDA=1), or name files")
         functions = [f for path in files for f in read(path, given.arch)]
         if not functions:
-            raise RuntimeError(f"no kernels{f' for {given.arch}' if given.arch else ''} in {', '.join(map(str, files))}")
+            raise RuntimeError(
+                f"no kernels{f' for {given.arch}' if given.arch else ''} in {', '.join(map(str, files))}"
+            )
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         print(f"registers: {error}", file=sys.stderr)
         return 2
-    print(f"{'arch':7}{'kernel':26}{'function':26}{'regs':>5}{'stack':>6}{'instr':>7}{'local':>6}{'in loops':>9}{'share':>7}")
+    print(
+        f"{'arch':7}{'kernel':26}{'function':26}{'regs':>5}{'stack':>6}{'instr':>7}{'local':>6}{'in loops':>9}{'share':>7}"
+    )
     for f in functions:
         print(
             f"{f.arch:7}{f.kernel[:25]:26}{f.name[:25]:26}{f.registers:5}{f.stack:6}{f.instructions:7}{f.local:6}"
