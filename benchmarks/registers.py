@@ -11,6 +11,7 @@ Takes the built ``_C_cuda`` extension, or the files named. Needs no GPU, but cuo
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -121,6 +122,15 @@ def functions_of(sass: str, arch: str, usage: dict[str, tuple[int, int]]) -> lis
     return list(found.values())
 
 
+def built() -> list[Path]:
+    """The CUDA library of the package, installed or in this checkout; RuntimeError where it was not built."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    spec = importlib.util.find_spec("shamisa._C_cuda")
+    if spec is None:
+        raise RuntimeError("no shamisa._C_cuda: build it first (SHAMISA_CUDA=1), or name files")
+    return [Path(spec.origin)]
+
+
 def read(path: Path, arch: str | None) -> list[Function]:
     """All functions of the kernels in a library or object file."""
     found = []
@@ -154,9 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the table as JSON")
     given = parser.parse_args(argv)
     try:
-        files = given.files or sorted((Path(__file__).parents[1] / "shamisa").glob("_C_cuda*.so"))
-        if not files:
-            raise RuntimeError("no _C_cuda library: build it first (SHAMISA_CUDA=1), or name files")
+        files = given.files or built()
         functions = [f for path in files for f in read(path, given.arch)]
         if not functions:
             raise RuntimeError(

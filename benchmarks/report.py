@@ -198,7 +198,7 @@ def loss(s: Section) -> str:
     rows = []
     for subject, group in s.subjects.items():
         ours, base, compiled = (group.get(who) for who in ("native", "reference", "compiled"))
-        memory = " / ".join(number(r["info"].get("extra_mb")) if r else "-" for r in (ours, base, compiled))
+        memory = " / ".join((number(r["info"].get("extra_mb")) if r else "") or "-" for r in (ours, base, compiled))
         cells = [number(ms(ours)) if ours else "", *against(base, ours), *against(compiled, ours), error(ours), memory]
         rows.append([subject, *cells])
     head = ("loss, forward + backward", "native ms", "reference ms", "ratio", "torch.compile ms", "ratio", "max error")
