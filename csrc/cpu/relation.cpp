@@ -3,8 +3,6 @@
 // Thin: tensors become pointers, loops run on torch's threads, the arithmetic is csrc/relation compiled per x86-64 level.
 // Results do not depend on the number of threads: each output is written by one task, and choices follow a total order.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cmath>
@@ -14,6 +12,7 @@
 #include "../relation/neighbors.h"
 #include "../relation/transport.h"
 #include "levels.h"
+#include "tensors.h"
 
 namespace shamisa {
 
@@ -24,9 +23,6 @@ extern const RelationKernels relation_any;
 #endif
 
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 const RelationKernels& level() {
 #if defined(SHAMISA_X86)
@@ -46,47 +42,6 @@ const TypedRelationKernels<float>& typed<float>() {
 template <>
 const TypedRelationKernels<double>& typed<double>() {
   return level().f64;
-}
-
-template <class T>
-constexpr ScalarType type_of = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-
-ScalarType compute_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-Tensor dense(const Tensor& x, ScalarType type) {
-  const Tensor y = x.scalar_type() == type ? x : torch::stable::to(x, type);
-  return torch::stable::contiguous(y);
-}
-Tensor back(const Tensor& x, ScalarType type) { return x.scalar_type() == type ? x : torch::stable::to(x, type); }
-Tensor make(std::initializer_list<int64_t> size, ScalarType type) {
-  return torch::stable::empty({size.begin(), size.size()}, type);
-}
-template <class T>
-T* data(const Tensor& x) {
-  return static_cast<T*>(x.mutable_data_ptr());
-}
-template <class T>
-const T* read(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-
-// f(T{}) with T = float or double
-template <class F>
-auto with_type(ScalarType type, F f) {
-  return type == ScalarType::Double ? f(double{}) : f(float{});
-}
-
-constexpr int64_t work = 1 << 15;  // multiplications worth a thread
-template <class F>
-void parallel(int64_t n, int64_t cost, F f) {
-  if (n > 0) torch::stable::parallel_for(0, n, cost < work ? work / cost + 1 : 1, f);
-}
-
-void check_index(const int64_t* index, int64_t M, int64_t N, const char* name) {
-  bool good = true;
-  for (int64_t e = 0; e < M; ++e) good &= index[e] >= 0 && index[e] < N;
-  STD_TORCH_CHECK(good, name, " must be in 0..", N - 1);
 }
 
 // ---- neighbours ------------------------------------------------------------------------------------------------------
