@@ -21,9 +21,7 @@ inline Tensor dense(const Tensor& x, ScalarType type) {
   const Tensor y = x.scalar_type() == type ? x : torch::stable::to(x, type);
   return torch::stable::contiguous(y);
 }
-inline Tensor back(const Tensor& x, ScalarType type) {
-  return x.scalar_type() == type ? x : torch::stable::to(x, type);
-}
+inline Tensor back(const Tensor& x, ScalarType type) { return x.scalar_type() == type ? x : torch::stable::to(x, type); }
 inline Tensor make(std::initializer_list<int64_t> size, ScalarType type) {
   return torch::stable::empty({size.begin(), size.size()}, type);
 }
