@@ -110,13 +110,18 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
     parallel(F, center_rows, [&](int64_t a, int64_t b) { run.neighbors_center(g, a, b); });
     parallel(panels, run.panel_rows * F, [&](int64_t a, int64_t b) { run.pack(g.h, g.center, N, F, a, b, g.packed); });
     parallel(N, F, [&](int64_t a, int64_t b) { run.neighbors_begin(g, a, b); });
-    const int64_t blocks = blocks_of(N);
-    for (int64_t round = -1; round < rounds_of(blocks); ++round)
-      parallel(round < 0 ? blocks : pairs_of(blocks), block_rows * block_rows * F, [&](int64_t a, int64_t b) {
-        std::vector<T> scratch(block_rows * block_rows);
+    // Groups of blocks meet, as large as the threads allow: a block that meets many in turn stays in the cache.
+    const int64_t blocks = blocks_of(N), per = std::max<int64_t>(1, blocks / (4 * torch::stable::get_num_threads()));
+    const int64_t groups = (blocks + per - 1) / per;
+    for (int64_t round = -1; round < rounds_of(groups); ++round)
+      parallel(round < 0 ? groups : pairs_of(groups), per * per * block_rows * block_rows * F, [&](int64_t a, int64_t b) {
+        const Tensor scratch = make({block_rows * block_rows}, type_of<T>);
         for (int64_t pair = a; pair < b; ++pair) {
           int64_t one = pair, two = pair;
-          if (round < 0 || meeting(blocks, round, pair, &one, &two)) run.neighbors_pair(g, one, two, scratch.data());
+          if (round >= 0 && !meeting(groups, round, pair, &one, &two)) continue;
+          for (int64_t x = one * per; x < blocks && x < (one + 1) * per; ++x)
+            for (int64_t y = one == two ? x : two * per; y < blocks && y < (two + 1) * per; ++y)
+              run.neighbors_pair(g, x, y, data<T>(scratch));
         }
       });
     parallel(N, candidates * F, [&](int64_t a, int64_t b) {
