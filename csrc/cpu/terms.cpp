@@ -88,7 +88,7 @@ Tensor variance_backward(Tensor grad, Tensor x) {
       slope[e] = deviation < 1 ? (T)(-*read<double>(g) / ((double)(n - 1) * (double)E * deviation)) : T(0);
     }
     parallel(n, E, [&](int64_t a, int64_t b) {
-      typed<T>().centre_rows(read<T>(y), E, m.mean.data(), slope.data(), a, b, data<T>(out));
+      typed<T>().subtract_mean(read<T>(y), E, m.mean.data(), slope.data(), a, b, data<T>(out));
     });
     return 0;
   });
@@ -96,24 +96,16 @@ Tensor variance_backward(Tensor grad, Tensor x) {
 }
 
 // ---- covariance ------------------------------------------------------------------------------------------------------
-// x less the means of its columns
+// x, less the means of its columns if they are given, in panels of its columns or of its rows
 template <class T>
-Tensor centred(const Tensor& x, const Moments<T>& m) {
-  const int64_t n = x.size(0), E = x.size(1);
-  const Tensor y = make({n, E}, type_of<T>);
-  parallel(n, E,
-           [&](int64_t a, int64_t b) { typed<T>().centre_rows(read<T>(x), E, m.mean.data(), nullptr, a, b, data<T>(y)); });
-  return y;
-}
-
-// x in panels of its columns, or of its rows
-template <class T>
-Tensor pack(const Tensor& x, bool columns) {
+Tensor pack(const Tensor& x, const T* mean, bool columns) {
   const int64_t m = x.size(columns ? 1 : 0), D = x.size(columns ? 0 : 1), P = typed<T>().panel, panels = units(m, P);
   const Tensor packed = make({panels * P * D}, type_of<T>);
   parallel(panels, P * D, [&](int64_t a, int64_t b) {
-    const auto run = columns ? typed<T>().pack_columns : typed<T>().pack_rows;
-    columns ? run(read<T>(x), D, m, a, b, data<T>(packed)) : run(read<T>(x), m, D, a, b, data<T>(packed));
+    if (columns)
+      typed<T>().pack_columns(read<T>(x), mean, D, m, a, b, data<T>(packed));
+    else
+      typed<T>().pack_rows(read<T>(x), mean, m, D, a, b, data<T>(packed));
   });
   return packed;
 }
@@ -125,7 +117,7 @@ std::tuple<Tensor, Tensor> covariance(Tensor x) {
   with_type(type, [&](auto t) {
     using T = decltype(t);
     const Moments<T> columns = moments<T>(read<T>(y), n, E);
-    const Tensor packed = pack<T>(centred<T>(y, columns), n >= E);
+    const Tensor packed = pack<T>(y, columns.mean.data(), n >= E);
     const int64_t panels = units(m, typed<T>().panel);
     std::vector<double> sums(panels * panels, 0);
     parallel(panels * panels, typed<T>().panel * typed<T>().panel * D, [&](int64_t a, int64_t b) {
@@ -153,7 +145,11 @@ Tensor covariance_backward(Tensor grad, Tensor x, Tensor moment) {
   with_type(type, [&](auto t) {
     using T = decltype(t);
     const Moments<T> columns = moments<T>(read<T>(z), n, E);
-    const Tensor y = centred<T>(z, columns), packed = pack<T>(n < E ? y : square, true);
+    const Tensor y = make({n, E}, type);  // centred
+    parallel(n, E, [&](int64_t a, int64_t b) {
+      typed<T>().subtract_mean(read<T>(z), E, columns.mean.data(), nullptr, a, b, data<T>(y));
+    });
+    const Tensor packed = pack<T>(n < E ? y : square, nullptr, true);
     const Tensor& left = n < E ? square : y;
     const T scale = (T)(4 * *read<double>(g) / ((double)E * (double)(n - 1)));
     std::vector<T> diagonal(E);

@@ -10,9 +10,9 @@ struct TypedTermKernels {
   int64_t panel;                 // columns of a packed panel
   int64_t (*padded)(int64_t K);  // anchors as they are packed
   void (*column_moments)(const T* x, int64_t n, int64_t E, int64_t first, int64_t last, T* mean, double* square);
-  void (*centre_rows)(const T* x, int64_t E, const T* mean, const T* scale, int64_t first, int64_t last, T* out);
-  void (*pack_rows)(const T* x, int64_t m, int64_t D, int64_t first, int64_t last, T* packed);
-  void (*pack_columns)(const T* x, int64_t D, int64_t m, int64_t first, int64_t last, T* packed);
+  void (*subtract_mean)(const T* x, int64_t E, const T* mean, const T* scale, int64_t first, int64_t last, T* out);
+  void (*pack_rows)(const T* x, const T* center, int64_t m, int64_t D, int64_t first, int64_t last, T* packed);
+  void (*pack_columns)(const T* x, const T* center, int64_t D, int64_t m, int64_t first, int64_t last, T* packed);
   double (*gram_panels)(const T* packed, int64_t m, int64_t D, int64_t i, int64_t j, T scale, bool diagonal, T* moment);
   void (*covariance_rows)(const T* a, const T* packed, const T* y, const T* diagonal, T scale, int64_t E, int64_t D,
                           int64_t first, int64_t last, T* block, T* out);

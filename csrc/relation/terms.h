@@ -93,7 +93,7 @@ inline void column_moments(const T* x, int64_t n, int64_t E, int64_t first, int6
 
 // rows [first, last): out = scale (x - mean); without scale, x - mean
 template <class T>
-inline void centre_rows(const T* x, int64_t E, const T* mean, const T* scale, int64_t first, int64_t last, T* out) {
+inline void subtract_mean(const T* x, int64_t E, const T* mean, const T* scale, int64_t first, int64_t last, T* out) {
   for (int64_t r = first; r < last; ++r) {
     const T* row = x + r * E;
     T* to = out + r * E;
@@ -105,19 +105,22 @@ inline void centre_rows(const T* x, int64_t E, const T* mean, const T* scale, in
 }
 
 // ---- products --------------------------------------------------------------------------------------------------------
-// Columns of x [D, m] in panels, as pack_panels packs rows: [panel][D][panel_rows], padded with zeros.
+// Columns of x [D, m], less center [m] if there is one, in panels, as pack_panels packs rows: [panel][D][panel_rows], padded
+// with zeros.
 template <class T>
-inline void pack_columns(const T* x, int64_t D, int64_t m, int64_t first, int64_t last, T* packed) {
+inline void pack_columns(const T* x, const T* center, int64_t D, int64_t m, int64_t first, int64_t last, T* packed) {
   constexpr int P = panel_rows<T>;
   for (int64_t panel = first; panel < last; ++panel) {
     const int width = (int)(m - panel * P < P ? m - panel * P : P);
+    T middle[P];
+    for (int c = 0; c < P; ++c) middle[c] = center && c < width ? center[panel * P + c] : T(0);
     T* out = packed + panel * P * D;
     for (int64_t d = 0; d < D; ++d, out += P) {
       const T* row = x + d * m + panel * P;
       if (width == P)
-        for (int c = 0; c < P; ++c) out[c] = row[c];
+        for (int c = 0; c < P; ++c) out[c] = row[c] - middle[c];
       else
-        for (int c = 0; c < P; ++c) out[c] = c < width ? row[c] : T(0);
+        for (int c = 0; c < P; ++c) out[c] = c < width ? row[c] - middle[c] : T(0);
     }
   }
 }
