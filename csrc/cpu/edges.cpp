@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor> dist_dist_graph(Tensor severity, int64_t views, int64
     for (int64_t b0 = 0; b0 < s.B; b0 += group) {
       const auto first = all.begin() + b0 * gaps, last = first + group * gaps;
       std::sort(first, last, [](const Gap<T>& a, const Gap<T>& b) { return a.size < b.size; });
-      Kept<T> bound = bound_gaps(&*first, group * gaps, kept);
+      Kept<T> bound = bound_gaps(all.data() + b0 * gaps, group * gaps, kept);
       for (int64_t b = b0; kept && b < b0 + group; ++b) {
         const T* own = level + b * images;
         for (int64_t n = 0; n < images; ++n)
