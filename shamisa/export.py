@@ -1,6 +1,6 @@
 """Write encoder and regressor as one program: images in, scores out, without this package (.onnx or .pt2).
 
-Input: images uint8 [n, 3, height, width], RGB; n, height and width are free (sides of 2 pixels and more). Output: score [n]
+Input: images uint8 [n, 3, height, width], RGB; n, height and width are free (sides of 3 pixels and more). Output: score [n]
 in 0..1, higher is better, and raw [n] on the scale of the regressor's training labels. Crops, half size and mirroring of
 small images are part of the program and give the pixels of `shamisa score`, bit for bit. Before the file gets its name it
 is loaded again, in onnxruntime or torch.export, and compared with this package on images of several sizes.

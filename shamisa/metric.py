@@ -93,7 +93,7 @@ class SHAMISA(Metric):
     def compute(self) -> Tensor:
         """The reduction of all scores, float32; NaN for the mean of none."""
         if self.reduction == "none":
-            return dim_zero_cat(self.scores) if self.scores else torch.empty(0, device=self.device)
+            return torch.empty(0, device=self.device) if self.scores == [] else dim_zero_cat(self.scores)
         total = self.sum_scores / self.num_scores if self.reduction == "mean" else self.sum_scores
         return total.float()
 
