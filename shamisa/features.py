@@ -7,6 +7,7 @@ A side shorter than the crop is continued by mirroring about its edge pixels, th
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import tempfile
@@ -27,6 +28,7 @@ from .engine import normalize
 
 CROPS, SCALES = 5, 2
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
+_LARGE = 10_000_000  # pixels from which memory is returned after a photograph, which takes milliseconds
 _FORMAT = 1  # of the cache: changes with anything that changes features
 
 
@@ -84,6 +86,14 @@ def hash_encoder(encoder: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _return_freed_memory() -> None:
+    """glibc keeps what a thread frees for that thread: each worker would hold on to its largest photograph."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        pass
+
+
 class _Room:
     """Lets threads in while their pixels together are at most ``total``, and a larger photograph when it is alone."""
 
@@ -104,6 +114,8 @@ class _Room:
         try:
             yield admit
         finally:
+            if held >= _LARGE:
+                _return_freed_memory()
             with self.changed:
                 self.used -= held
                 self.changed.notify_all()
