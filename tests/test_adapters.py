@@ -201,6 +201,7 @@ def test_real_pyiqa(images, expected, regressor):
 
 
 def test_pyiqa_missing(monkeypatch, regressor):
-    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    for name in ("pyiqa", "pyiqa.default_model_configs"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(RuntimeError, match="needs pyiqa: pip install pyiqa"):
         pyiqa_plugin.register(SMALL, regressor)
