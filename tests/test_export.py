@@ -22,17 +22,23 @@ def regressor(tmp_path_factory):
     return fitted(tmp_path_factory.mktemp("regressor"), lower_better=True)
 
 
+def exported(folder, regressor, name):
+    """A file written by the command."""
+    assert export.main(["--checkpoint", SMALL, "--regressor", str(regressor), "--out", str(folder / name)]) == 0
+    assert [p.name for p in folder.iterdir()] == [name]
+    return folder / name
+
+
 @pytest.fixture(scope="module")
-def programs(regressor, tmp_path_factory):
-    """Both formats, written by the command."""
+def onnx(regressor, tmp_path_factory):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    folder = tmp_path_factory.mktemp("programs")
-    for ending in export.ENDINGS:
-        out = str(folder / f"model{ending}")
-        assert export.main(["--checkpoint", SMALL, "--regressor", str(regressor), "--out", out]) == 0
-    assert sorted(p.name for p in folder.iterdir()) == ["model.onnx", "model.pt2"]
-    return folder
+    return exported(tmp_path_factory.mktemp("onnx"), regressor, "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def pt2(regressor, tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("pt2"), regressor, "model.pt2")
 
 
 @pytest.fixture
@@ -42,11 +48,11 @@ def file(photo, tmp_path):
     return path
 
 
-def test_onnx_needs_no_torch(programs, regressor, file):
+def test_onnx_needs_no_torch(onnx, regressor, file):
     # --- the documented use ---
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(programs / "model.onnx")
+    session = onnxruntime.InferenceSession(onnx)
     pixels = np.array(Image.open(file).convert("RGB"))  # [height, width, 3] uint8
     score, raw = session.run(["score", "raw"], {"images": pixels.transpose(2, 0, 1)[None]})
     # ---
@@ -59,34 +65,43 @@ def test_onnx_needs_no_torch(programs, regressor, file):
     assert about["crop"] == 24 and about["encoder_hash"] == about["regressor"]["encoder_hash"]
 
 
-@pytest.mark.parametrize("size", [(3, 90), (23, 24), (49, 48), (77, 130)])
-def test_any_size_and_batch(programs, regressor, size):
+SIZES = [(3, 90), (23, 24), (49, 48), (77, 130)]
+
+
+def any_size_and_batch(run, regressor):
+    scorer = load_scorer(SMALL, regressor, device="cpu")
+    for size in SIZES:
+        images = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        for n in (1, 3):
+            assert_close(run(images[:n]), scorer(images[:n]).float())
+
+
+def test_onnx_takes_any_size_and_batch(onnx, regressor):
     import onnxruntime
 
-    scorer = load_scorer(SMALL, regressor, device="cpu")
-    images = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    session = onnxruntime.InferenceSession(programs / "model.onnx")
-    program = export.load_program(programs / "model.pt2")
-    for n in (1, 3):
-        expected = scorer(images[:n]).float()
-        assert_close(torch.from_numpy(session.run(["score"], {"images": images[:n].numpy()})[0]), expected)
-        assert_close(program(images[:n])[0], expected)
+    session = onnxruntime.InferenceSession(onnx)
+    any_size_and_batch(lambda i: torch.from_numpy(session.run(["score"], {"images": i.numpy()})[0]), regressor)
 
 
-def test_pt2_holds_no_pickle_and_says_what_it_is(programs):
+def test_pt2_takes_any_size_and_batch(pt2, regressor):
+    program = export.load_program(pt2)
+    any_size_and_batch(lambda i: program(i)[0], regressor)
+
+
+def test_pt2_holds_no_pickle_and_says_what_it_is(pt2):
     extra = {"shamisa.json": ""}
-    torch.export.load(programs / "model.pt2", extra_files=extra)
+    torch.export.load(pt2, extra_files=extra)
     assert json.loads(extra["shamisa.json"])["input"].startswith("images uint8 [n, 3, height, width]")
-    with zipfile.ZipFile(programs / "model.pt2") as archive:
+    with zipfile.ZipFile(pt2) as archive:
         for name in archive.namelist():
             assert not name.endswith("sample_inputs/model.pt") or archive.getinfo(name).file_size == 0
             assert not archive.read(name).startswith((b"PK", b"\x80\x02", b"\x80\x04")), name
 
 
 @pytest.mark.parametrize("part", ["sample inputs", "weights", "a constant", "no model"])
-def test_pickled_parts_are_refused_before_they_are_loaded(programs, tmp_path, part):
+def test_pickled_parts_are_refused_before_they_are_loaded(pt2, tmp_path, part):
     path = tmp_path / "model.pt2"
-    with zipfile.ZipFile(programs / "model.pt2") as old, zipfile.ZipFile(path, "w") as new:
+    with zipfile.ZipFile(pt2) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             content = old.read(name)
             if part == "sample inputs" and name.endswith("sample_inputs/model.pt"):
