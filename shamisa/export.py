@@ -47,7 +47,13 @@ def trace(net: QualityNet) -> torch.export.ExportedProgram:
     sample = torch.zeros(
         2, 3, net.crop + 7, net.crop + 12, dtype=torch.uint8
     )  # no two sizes equal: equal ones are tied
-    return torch.export.export(Program(net).eval(), (sample,), dynamic_shapes={"images": {0: free, 2: free, 3: free}})
+    program = torch.export.export(
+        Program(net).eval(), (sample,), dynamic_shapes={"images": {0: free, 2: free, 3: free}}
+    )
+    for graph in (m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)):
+        for node in graph.nodes:  # paths of this machine
+            node.meta.pop("stack_trace", None)
+    return program
 
 
 def about(net: QualityNet, encoder_hash: str) -> dict:
@@ -75,6 +81,8 @@ def _need(*modules: str) -> None:
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict) -> None:
     names = {"input_names": ["images"], "output_names": ["score", "raw"]}
     written = torch.onnx.export(program, dynamo=True, opset_version=_OPSET, verbose=False, **names)
+    for node in written.model.graph:
+        node.metadata_props.clear()
     written.model.metadata_props[_KEY] = json.dumps(metadata)
     written.save(path)
 

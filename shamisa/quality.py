@@ -87,8 +87,11 @@ class QualityNet(nn.Module):
     def predict(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """Crops uint8 [N, 2, 5, 3, crop, crop] -> score [N] in 0..1 and raw [N], on the regressor's scale; float32."""
         x = (crops.flatten(0, 2).float() / 255 - self.mean) / self.std
-        with torch.autocast(x.device.type, enabled=self.autocast):
+        if torch.compiler.is_compiling():  # an exported program holds no such context
             h = self.encoder(x)
+        else:  # False shuts out an autocast around the call
+            with torch.autocast(x.device.type, enabled=self.autocast):
+                h = self.encoder(x)
         h = h.double().view(-1, SCALES, CROPS, h.shape[1]).mean(2).flatten(1)  # crops of a scale share their weights
         raw = h @ self.coef + self.intercept
         low, high = self.about["low"], self.about["high"]

@@ -51,6 +51,8 @@ def test_net_with_autocast_is_close(images, expected, regressor):
     found = load_quality_net(SMALL, regressor, autocast=True)(images)
     assert found.dtype == torch.float32 and not torch.equal(found, expected)
     assert_close(found, expected, atol=0.02, rtol=0)
+    with torch.autocast("cpu"):  # of a training loop: not asked for
+        assert_close(load_quality_net(SMALL, regressor)(images), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +87,12 @@ def test_onnx_takes_any_size_and_batch(onnx, regressor):
 def test_pt2_takes_any_size_and_batch(pt2, regressor):
     program = export.load_program(pt2)
     any_size_and_batch(lambda i: program(i)[0], regressor)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_no_path_of_this_machine_is_in_the_file(kind, request):
+    content = request.getfixturevalue(kind).read_bytes()
+    assert str(Path(export.__file__).parent).encode() not in content and b"site-packages" not in content
 
 
 def test_pt2_holds_no_pickle_and_says_what_it_is(pt2):
