@@ -69,10 +69,7 @@ inline T offer(const Neighbors<T>& g, int64_t i, T key, RowOf<T> j) {
   const typename K::V name = K::fill(j);
   typename K::V tie = fresh == S::load(keys + top);
   for (int c = 0; c < top; c += W) tie |= fresh == S::load(keys + c);
-  uint64_t ties[sizeof tie / 8], equal = 0;
-  __builtin_memcpy(ties, &tie, sizeof tie);
-  for (uint64_t t : ties) equal |= t;
-  if (!equal) {  // all places at once: each takes what is left of it, the new one, or what it has
+  if (!any(tie)) {  // all places at once: each takes what is left of it, the new one, or what it has
     for (int c = top; c >= 0; c -= W) {
       const typename S::V left = S::load(keys + c - 1), own = S::load(keys + c);
       const typename K::V left_row = K::load(rows + c - 1), own_row = K::load(rows + c);
