@@ -83,10 +83,35 @@ def test_native_equals_reference(N, F, kind, dtype):
                 assert_close(a, e, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("B", [1, 2, 8])
-def test_native_objective_equals_reference(B, monkeypatch):
-    """Value and gradients of the whole objective, N = 126 .. 1008, against the references of the same ops."""
-    leaves, plan = batch(B, F=64, E=24, dtype=torch.float32)
+def alike(leaves):
+    """Rows of h that repeat others, in all samples, and a whole sample equal to the first."""
+    h_ref, h_dist = leaves[2:]
+    with torch.no_grad():
+        h_ref[:, 1] = h_ref[:, 0]
+        h_dist[:, 2:, :, 1::2] = h_dist[:, :1, :, 1::2]
+        h_dist[-1] = h_dist[0]
+
+
+OBJECTIVES = {  # sizes; what is peculiar about the batch
+    "N = 126": (dict(B=1), None),
+    "N = 252": (dict(B=2), None),
+    "N = 1008": (dict(B=8), None),
+    "N = 2016": (dict(B=16), None),
+    "N = 6": (dict(B=1, V=2, C=1, L=2), None),
+    "N = 30": (dict(B=1, V=6, C=2, L=2), alike),
+    "duplicates": (dict(B=3), alike),
+    "equal severities": (dict(B=3, severity=torch.full((1, 1, 1, 1), 4.0)), None),
+    "equal severities and duplicates": (dict(B=16, severity=torch.zeros(1, 1, 1, 1)), alike),
+}
+
+
+@pytest.mark.parametrize("case", OBJECTIVES)
+def test_native_objective_equals_reference(case, monkeypatch):
+    """Value and gradients of the whole objective, N = 6 .. 2016, against the references of the same ops."""
+    sizes, change = OBJECTIVES[case]
+    leaves, plan = batch(**sizes, F=64, E=24, dtype=torch.float32)
+    if change:
+        change(leaves)
     loss = small_loss(64, dtype=torch.float32, anchors=32)
     inputs = [*leaves, *loss.anchors.parameters()]
     out = loss(*leaves, plan)
