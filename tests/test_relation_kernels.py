@@ -18,7 +18,9 @@ def rows(N, F, dtype, kind):
     """Normalised rows around a common direction.
 
     duplicates: every third row repeats the one before, every ninth the first. near: rows come in groups of four that
-    lie so nearly equally far from any other row that sums in float32 cannot tell which is nearest.
+    lie so nearly equally far from any other row that sums in float32 cannot tell which is nearest. collapsed: what the
+    rows have in common is a thousand times what tells them apart. clusters: the same within each of three far groups.
+    (In float64 twenty times: the reference itself rounds there.)
     """
     g = torch.Generator().manual_seed(N + F)
     x = 1 + torch.randn(N, F, generator=g, dtype=torch.float64)
@@ -26,6 +28,11 @@ def rows(N, F, dtype, kind):
         corner = torch.eye(4, dtype=torch.float64)[torch.arange(N) % 4]
         corner = corner * (1 + 3e-7 * torch.randn(N, 4, generator=g, dtype=torch.float64))
         x = torch.cat([x[torch.arange(N) // 4 * 4], corner * F**0.5], 1)
+    spread = 5e-2 if dtype == torch.float64 else 1e-3
+    if kind == "collapsed":
+        x = 1 + spread * (x - 1)
+    if kind == "clusters":
+        x = x[torch.arange(N) % 3] + spread * x
     if kind == "duplicates":
         x[2::3] = x[1::3][: len(x[2::3])]
         x[::9] = x[:1].clone()
@@ -62,7 +69,7 @@ SIZES = [(2, 1), (7, 3), (31, 70), (97, 64), (96, 33), (192, 300), (290, 17), (5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", ["distinct", "duplicates", "near"])
+@pytest.mark.parametrize("kind", ["distinct", "duplicates", "near", "collapsed", "clusters"])
 @pytest.mark.parametrize("N, F", SIZES)
 def test_native_equals_reference(N, F, kind, dtype):
     threads = torch.get_num_threads()

@@ -69,7 +69,9 @@ SHAMISA_HD bool any(M mask) {
 template <class T>
 constexpr int panel_rows = 3 * Wide<T>::width;
 template <class T>
-constexpr int tile_rows = SHAMISA_WIDE == 16 ? 8 : panel_rows<T> % 4 == 0 ? 4 : 2;
+constexpr int tile_rows = SHAMISA_WIDE == 16       ? 8
+                          : panel_rows<T> % 4 == 0 ? 4
+                                                   : 2;
 constexpr int depth_step =
     128;  // columns summed before a tile goes back to memory: keeps panels in the first cache, errors small
 
