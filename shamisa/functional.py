@@ -286,10 +286,26 @@ class _Gather(torch.autograd.Function):
         return grad[ctx.first : ctx.first + ctx.rows] * ctx.ranks
 
 
+def check_ranks(axes: str, shape: tuple[int, ...], device: torch.device) -> None:
+    """Raises ValueError on every rank of torch.distributed, naming what each has, unless `shape` is the same on all.
+
+    axes: names of the sizes, as "B, V". A collective of a few integers; on a GPU it waits for the device. Every rank
+    must call it, with as many sizes.
+    """
+    own = torch.tensor(shape, dtype=torch.int64, device=device)
+    everyone = own.new_empty(dist.get_world_size() * len(own))
+    dist.all_gather_into_tensor(everyone, own)
+    for name, sizes in zip(axes.split(", "), everyone.view(-1, len(own)).T.tolist(), strict=True):
+        if len(set(sizes)) > 1:
+            found = ", ".join(f"{size} on rank {rank}" for rank, size in enumerate(sizes))
+            raise ValueError(f"{name} must be the same on every rank, got {found}")
+
+
 def gather(x: Tensor) -> Tensor:
     """The rows of all W ranks of torch.distributed, in the order of the ranks: x [n, ...] -> [W n, ...].
 
-    For a loss that every rank computes in full from gathered rows. x must have the same shape and dtype everywhere.
+    For a loss that every rank computes in full from gathered rows. x must have the same shape and dtype everywhere
+    (nothing checks it here: see check_ranks).
 
     Gradient: the loss T is the same function of the same rows on every rank, so the gradient that reaches the own rows
     is dT/dx already, and nothing is sent backwards; it is multiplied by W. DistributedDataParallel averages over ranks,

@@ -47,6 +47,7 @@ class RelationOptions:
     code_temperature: float = 0.05  # softness of the balanced codes
     temperature: float = 0.1  # softness of the assignments p
     rounds: int = 6  # Sinkhorn rounds
+    check_finite: bool = False  # NaN or infinity in z or h raises ValueError; this waits for the device in every step
     gather: bool = False  # one objective over the samples of all ranks of torch.distributed, instead of one per rank
     alignment_weight: float = 0.49057801093072007
     regularizer_weight: float = 0.03419084992354765
@@ -113,6 +114,7 @@ class RelationLoss(nn.Module):
     def __init__(self, feature_dim: int = 2048, **options) -> None:
         super().__init__()
         self.options = RelationOptions(**options)
+        self._compared: set[tuple[int, ...]] = set()  # shapes that every rank has had, for gather
         linear = nn.Linear(feature_dim, self.options.anchors, bias=False)
         self.anchors = nn.utils.parametrizations.weight_norm(linear)
         self.aggregator = nn.Sequential(
@@ -127,13 +129,16 @@ class RelationLoss(nn.Module):
         """The objective of one batch.
 
         With gather=True the samples of all ranks of torch.distributed, in the order of the ranks, are one batch: every
-        rank returns the objective of the concatenated batch, with `graph` over all its nodes. B must be the same on
-        every rank. Under DistributedDataParallel, which averages gradients over ranks, parameters get exactly the
+        rank returns the objective of the concatenated batch, with `graph` over all its nodes. Shapes must be the same on
+        every rank. The ranks compare them before anything else is sent: on the CPU in every step; on a GPU, where that
+        waits for the device, when a rank sees a shape for the first time (so a rank that alone changes B later is not
+        noticed there); not inside torch.compile or a CUDA graph. Under DistributedDataParallel, which averages gradients over ranks, parameters get exactly the
         gradient of one process on the concatenated batch (see functional.gather; the encoder's batch normalisation
         needs SyncBatchNorm for that).
 
         Values are not looked at, because that would wait for the device: NaN in the inputs makes `total` NaN. The
         exception is h where no term is a function of it: alignment=False, and binary=True or neither knn nor transport.
+        check_finite=True looks, outside torch.compile and CUDA graphs.
 
         Args:
             z_ref, z_dist: embeddings [B, V, E] and [B, V, C, L, E], floating point, not normalised.
@@ -141,10 +146,16 @@ class RelationLoss(nn.Module):
             plan: has severity [B, C, L, D] and varying [B, C], as the engine's Plan.
 
         Raises:
-            ValueError: shapes that do not fit together, mixed devices, tensors that are not floating point.
+            ValueError: shapes that do not fit together, mixed devices, tensors that are not floating point; with gather,
+                shapes that differ between ranks; with check_finite, NaN or infinity, naming the tensor and how many.
             RuntimeError: gather=True without an initialised process group.
         """
         self._check(z_ref, z_dist, h_ref, h_dist, plan)
+        if not torch.compiler.is_compiling() and not (z_ref.is_cuda and torch.cuda.is_current_stream_capturing()):
+            if self.options.gather:
+                self._check_ranks(z_dist, h_dist)
+            if self.options.check_finite:
+                self._check_finite(z_ref=z_ref, z_dist=z_dist, h_ref=h_ref, h_dist=h_dist)
         with torch.autocast(z_ref.device.type, enabled=False):
             return self._objective(z_ref, z_dist, h_ref, h_dist, plan)
 
@@ -278,6 +289,19 @@ class RelationLoss(nn.Module):
             raise ValueError(f"B V must be at least 2, got B = {B}, V = {V}")
         if self.options.halves == "scale" and V % 2:
             raise ValueError(f"V must be even for halves='scale', got {V}")
+
+    def _check_ranks(self, z_dist: Tensor, h_dist: Tensor) -> None:
+        shape = (*z_dist.shape, h_dist.shape[-1])
+        if z_dist.is_cuda and shape in self._compared:
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():  # else gather says what is missing
+            SF.check_ranks("B, V, C, L, E, F", shape, z_dist.device)
+            self._compared.add(shape)
+
+    def _check_finite(self, **tensors: Tensor) -> None:
+        for name, x in tensors.items():
+            if wrong := int(x.detach().isfinite().logical_not_().sum()):
+                raise ValueError(f"{name} must be finite, got NaN or infinity in {wrong} of {x.numel()} places")
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in vars(self.options).items() if v != getattr(RelationOptions, k))

@@ -59,6 +59,7 @@ def run_rank(rank: int, folder: str) -> None:
 
 
 def measure(rank: int) -> list[dict]:
+    """What the rank finds, by row of OPTIONS; the checks that need no single process to compare with are made here."""
     results = []
     leaves, plan = batch(2)
     for options in OPTIONS:
@@ -77,6 +78,9 @@ def measure(rank: int) -> list[dict]:
                 "averaged": {k: p.grad for k, p in learner.module.named_parameters()},
             }
         )
+    two = batch(rank + 1)  # another B on each rank
+    with pytest.raises(ValueError, match="B must be the same on every rank, got 1 on rank 0, 2 on rank 1"):
+        small_loss(gather=True)(*two[0], two[1])
     compiled = torch.compile(lambda x: SF.gather(x).square().sum(), fullgraph=True, backend="aot_eager")
     x = torch.full((3,), rank + 1.0, requires_grad=True)
     total = compiled(x)

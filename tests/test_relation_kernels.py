@@ -18,7 +18,9 @@ def rows(N, F, dtype, kind):
     """Normalised rows around a common direction.
 
     duplicates: every third row repeats the one before, every ninth the first. near: rows come in groups of four that
-    lie so nearly equally far from any other row that sums in float32 cannot tell which is nearest.
+    lie so nearly equally far from any other row that sums in float32 cannot tell which is nearest. collapsed: what the
+    rows have in common is a thousand times what tells them apart. clusters: the same within each of three far groups.
+    (In float64 twenty times: the reference itself rounds there.)
     """
     g = torch.Generator().manual_seed(N + F)
     x = 1 + torch.randn(N, F, generator=g, dtype=torch.float64)
@@ -26,6 +28,11 @@ def rows(N, F, dtype, kind):
         corner = torch.eye(4, dtype=torch.float64)[torch.arange(N) % 4]
         corner = corner * (1 + 3e-7 * torch.randn(N, 4, generator=g, dtype=torch.float64))
         x = torch.cat([x[torch.arange(N) // 4 * 4], corner * F**0.5], 1)
+    spread = 5e-2 if dtype == torch.float64 else 1e-3
+    if kind == "collapsed":
+        x = 1 + spread * (x - 1)
+    if kind == "clusters":
+        x = x[torch.arange(N) % 3] + spread * x
     if kind == "duplicates":
         x[2::3] = x[1::3][: len(x[2::3])]
         x[::9] = x[:1].clone()
@@ -158,7 +165,7 @@ SIZES = [(2, 1), (7, 3), (31, 70), (97, 64), (96, 33), (192, 300), (290, 17), (5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", ["distinct", "duplicates", "near"])
+@pytest.mark.parametrize("kind", ["distinct", "duplicates", "near", "collapsed", "clusters"])
 @pytest.mark.parametrize("N, F", SIZES)
 def test_native_equals_reference(N, F, kind, dtype):
     threads = torch.get_num_threads()
@@ -179,10 +186,35 @@ def test_native_equals_reference(N, F, kind, dtype):
                 assert_close(a, e, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("B", [1, 2, 8])
-def test_native_objective_equals_reference(B, monkeypatch):
-    """Value and gradients of the whole objective, N = 126 .. 1008, against the references of the same ops."""
-    leaves, plan = batch(B, F=64, E=24, dtype=torch.float32)
+def alike(leaves):
+    """Rows of h that repeat others, in all samples, and a whole sample equal to the first."""
+    h_ref, h_dist = leaves[2:]
+    with torch.no_grad():
+        h_ref[:, 1] = h_ref[:, 0]
+        h_dist[:, 2:, :, 1::2] = h_dist[:, :1, :, 1::2]
+        h_dist[-1] = h_dist[0]
+
+
+OBJECTIVES = {  # sizes; what is peculiar about the batch
+    "N = 126": (dict(B=1), None),
+    "N = 252": (dict(B=2), None),
+    "N = 1008": (dict(B=8), None),
+    "N = 2016": (dict(B=16), None),
+    "N = 6": (dict(B=1, V=2, C=1, L=2), None),
+    "N = 30": (dict(B=1, V=6, C=2, L=2), alike),
+    "duplicates": (dict(B=3), alike),
+    "equal severities": (dict(B=3, severity=torch.full((1, 1, 1, 1), 4.0)), None),
+    "equal severities and duplicates": (dict(B=16, severity=torch.zeros(1, 1, 1, 1)), alike),
+}
+
+
+@pytest.mark.parametrize("case", OBJECTIVES)
+def test_native_objective_equals_reference(case, monkeypatch):
+    """Value and gradients of the whole objective, N = 6 .. 2016, against the references of the same ops."""
+    sizes, change = OBJECTIVES[case]
+    leaves, plan = batch(**sizes, F=64, E=24, dtype=torch.float32)
+    if change:
+        change(leaves)
     loss = small_loss(64, dtype=torch.float32, anchors=32)
     inputs = [*leaves, *loss.anchors.parameters()]
     out = loss(*leaves, plan)

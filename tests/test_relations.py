@@ -278,6 +278,19 @@ def test_nan_shows_through_one_graph(options):
     assert out.total.isnan() and torch.autograd.grad(out.total, leaves[3])[0][0, 1, 2, 3].isnan().any()
 
 
+@pytest.mark.parametrize(
+    "name, value", [("z_ref", math.nan), ("z_dist", -math.inf), ("h_ref", math.inf), ("h_dist", math.nan)]
+)
+def test_check_finite(name, value):
+    leaves, plan = batch()
+    loss = small_loss(check_finite=True)
+    assert loss(*leaves, plan).total.isfinite()
+    with torch.no_grad():
+        dict(zip(("z_ref", "z_dist", "h_ref", "h_dist"), leaves, strict=True))[name][0, 1, ..., 3] = value
+    with pytest.raises(ValueError, match=rf"{name} must be finite, got NaN or infinity in (1|20) of"):
+        loss(*leaves, plan)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nan_shows_in_every_function(dtype):
     """One NaN in row 7 of 40: it shows in every result that depends on that row, and no index leaves its range."""

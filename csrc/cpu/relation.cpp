@@ -60,8 +60,8 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
     const Tensor packed = make({panels * run.panel_rows * F}, type_of<T>), norm = make({N}, type_of<T>);
     std::vector<T> center(F), key(N * stride);
     std::vector<RowOf<T>> row(N * stride);
-    const Neighbors<T> g = {
-        read<T>(x), N, F, (int)k, candidates, stride, center.data(), data<T>(packed), data<T>(norm), key.data(), row.data()};
+    const Neighbors<T> g = {read<T>(x),    N,          F,         (int)k, candidates, stride, center.data(), data<T>(packed),
+                            data<T>(norm), key.data(), row.data()};
     parallel(F, center_rows, [&](int64_t a, int64_t b) { run.neighbors_center(g, a, b); });
     parallel(panels, run.panel_rows * F, [&](int64_t a, int64_t b) { run.pack(g.h, g.center, N, F, a, b, g.packed); });
     parallel(N, F, [&](int64_t a, int64_t b) { run.neighbors_begin(g, a, b); });
@@ -127,9 +127,10 @@ Tensor knn_graph_backward(Tensor grad, Tensor h, Tensor distance, Tensor neighbo
       }
     });
     const T* v = values.data();
-    return back(apply_laplacian<T>(
-                    x, N * k, [=](int64_t e) { return e / k; }, [=](int64_t e) { return j[e]; }, [=](int64_t e) { return v[e]; }),
-                h.scalar_type());
+    return back(
+        apply_laplacian<T>(
+            x, N * k, [=](int64_t e) { return e / k; }, [=](int64_t e) { return j[e]; }, [=](int64_t e) { return v[e]; }),
+        h.scalar_type());
   });
 }
 

@@ -46,8 +46,8 @@ inline void copy_strip(const T* x, int64_t N, int64_t D, int64_t column, int64_t
 
 // out_n = sum over the edges of n of value (x_n - x_other), for `parts` vectors of columns
 template <int parts, class T>
-inline void laplacian_vectors(const T* x /* [columns], of node 0 */, int64_t columns, const T* own, Incidence<T> edges, int64_t n,
-                              T* out) {
+inline void laplacian_vectors(const T* x /* [columns], of node 0 */, int64_t columns, const T* own, Incidence<T> edges,
+                              int64_t n, T* out) {
   using S = Wide<T>;
   constexpr int W = S::width;
   typename S::V sum[parts], mine[parts];

@@ -4,7 +4,8 @@
 //    each row keeps its k + margin best. Rounds of disjoint pairs of blocks can run in parallel. x is h less a common center:
 //    distances stay, but the products, and with them the rounding, shrink to the spread of the rows.
 // 2. Where that cannot be shown to be exact enough, those few are measured again by their differences, and in double where
-//    two are close: that decides the order (then the smaller row).
+//    two are close: that decides the order (then the smaller row). A row for which even the choice is in doubt (a tight
+//    cluster far from the center) is measured against all others.
 #pragma once
 
 #include "arguments.h"
@@ -30,6 +31,16 @@ inline void neighbors_center(const Neighbors<T>& g, int64_t first, int64_t last)
   }
 }
 
+// returns the last key that counts
+template <class T>
+inline T clear_list(const Neighbors<T>& g, int64_t i) {
+  for (int c = -1; c < g.stride - 1; ++c) {
+    g.keys(i)[c] = c < 0 ? -(T)__builtin_inf() : (T)__builtin_inf();
+    g.rows(i)[c] = (RowOf<T>)(c < 0 ? 0 : g.N);
+  }
+  return (T)__builtin_inf();
+}
+
 template <class T>
 inline void neighbors_begin(const Neighbors<T>& g, int64_t first, int64_t last) {
   constexpr int lanes = 16;  // sums side by side, the same whatever the instruction set
@@ -48,10 +59,7 @@ inline void neighbors_begin(const Neighbors<T>& g, int64_t first, int64_t last) 
     }
     for (int u = 1; u < lanes; ++u) sum[0] += sum[u];
     g.norm[i] = (T)sum[0];
-    for (int c = -1; c < g.stride - 1; ++c) {
-      g.keys(i)[c] = c < 0 ? -(T)__builtin_inf() : (T)__builtin_inf();
-      g.rows(i)[c] = c < 0 ? 0 : g.N;
-    }
+    clear_list(g, i);
   }
 }
 
@@ -69,10 +77,7 @@ inline T offer(const Neighbors<T>& g, int64_t i, T key, RowOf<T> j) {
   const typename K::V name = K::fill(j);
   typename K::V tie = fresh == S::load(keys + top);
   for (int c = 0; c < top; c += W) tie |= fresh == S::load(keys + c);
-  uint64_t ties[sizeof tie / 8], equal = 0;
-  __builtin_memcpy(ties, &tie, sizeof tie);
-  for (uint64_t t : ties) equal |= t;
-  if (!equal) {  // all places at once: each takes what is left of it, the new one, or what it has
+  if (!any(tie)) {  // all places at once: each takes what is left of it, the new one, or what it has
     for (int c = top; c >= 0; c -= W) {
       const typename S::V left = S::load(keys + c - 1), own = S::load(keys + c);
       const typename K::V left_row = K::load(rows + c - 1), own_row = K::load(rows + c);
@@ -108,7 +113,7 @@ inline void neighbors_pair(const Neighbors<T>& g, int64_t block_a, int64_t block
     norm[c] = c < nb ? g.norm[b0 + c] : (T)__builtin_nan("");
     bound[c] = c < nb && !same ? g.keys(b0 + c)[g.candidates - 1] : -(T)__builtin_inf();
   }
-  for (int r = 0; r < na; ++r) {  // row r of A offers itself to B and is offered B
+  for (int r = 0; r < na; ++r) {     // row r of A offers itself to B and is offered B
     T* line = dot + r * block_rows;  // distances in place of products
     const T own = g.norm[a0 + r];
     for (int c = 0; c < block_rows; ++c) line[c] = own + norm[c] - 2 * line[c];
@@ -165,21 +170,36 @@ inline void measure_close(int n, double share, double* squared, I* rows, Measure
 template <class T>
 inline void neighbors_finish(const Neighbors<T>& g, int64_t first, int64_t last, T* distance, int64_t* neighbor,
                              double* squared) {
-  const double wrong = (double)(depth_step + (g.F + depth_step - 1) / depth_step + 6) / (1 << 24) / of_product;
+  const double wrong = (double)(depth_step + (g.F + depth_step - 1) / depth_step + 6) / (1 << 24);
+  double most = 0;  // the largest norm
+  for (int64_t i = 0; i < g.N; ++i) most = (double)g.norm[i] > most ? (double)g.norm[i] : most;
   for (int64_t i = first; i < last; ++i) {
     RowOf<T>* rows = g.rows(i);
-    const T *own = g.h + i * g.F, *keys = g.keys(i);
+    T* keys = g.keys(i);
+    const T* own = g.h + i * g.F;
     const auto plain = [&](int64_t j) { return (double)squared_distance<T>(own, g.h + j * g.F, g.F); };
+    const auto exact = [&](int64_t j) { return exact_squared_distance(own, g.h + j * g.F, g.F); };
     int n = 0;
     for (; n < g.candidates && rows[n] < g.N; ++n) {
-      const bool enough = (double)keys[n] > wrong * ((double)g.norm[i] + (double)g.norm[rows[n]]);
+      const bool enough = of_product * (double)keys[n] > wrong * ((double)g.norm[i] + (double)g.norm[rows[n]]);
       squared[n] = sizeof(T) < 8 && enough ? (double)keys[n] : plain(rows[n]);
     }
     sort_candidates(n, squared, rows);
     if (sizeof(T) < 8) {  // right but for the order of those that are as good as equal
       measure_close(n, 2.5 * of_product, squared, rows, plain);
-      measure_close(n, 2.5 * of_difference, squared, rows,
-                    [&](int64_t j) { return exact_squared_distance(own, g.h + j * g.F, g.F); });
+      measure_close(n, 2.5 * of_difference, squared, rows, exact);
+    }
+    // Could a row that is no candidate be nearer than the k-th, its product being so wrong? (Rows equal to this one tie.)
+    const double least = (double)keys[g.candidates - 1] - wrong * ((double)g.norm[i] + most);
+    if (sizeof(T) < 8 && n == g.candidates && n < g.N - 1 && squared[g.k - 1] > 0 && least <= squared[g.k - 1]) {
+      T limit = clear_list(g, i);
+      for (int64_t j = 0; j < g.N; ++j) {
+        const T key = j == i ? (T)__builtin_nan("") : (T)plain(j);
+        if (key <= limit) limit = offer<T>(g, i, key, (RowOf<T>)j);
+      }
+      for (n = 0; n < g.candidates && rows[n] < g.N; ++n) squared[n] = (double)keys[n];
+      sort_candidates(n, squared, rows);
+      measure_close(n, 2.5 * of_difference, squared, rows, exact);
     }
     for (int c = 0; c < g.k; ++c) {
       neighbor[i * g.k + c] = c < n ? rows[c] : g.N - 1;

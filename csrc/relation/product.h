@@ -52,12 +52,26 @@ SHAMISA_HD Simd<float>::V multiply_add(Simd<float>::V a, Simd<float>::V b, Simd<
 SHAMISA_HD Simd<double>::V multiply_add(Simd<double>::V a, Simd<double>::V b, Simd<double>::V c) { return a * b + c; }
 #endif
 
+// whether any lane of a comparison holds
+template <class M>
+SHAMISA_HD bool any(M mask) {
+#if SHAMISA_WIDE == 16
+  if (sizeof mask == 64) return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0;
+#endif
+  uint64_t words[sizeof mask / 8], set = 0;
+  __builtin_memcpy(words, &mask, sizeof mask);
+  for (uint64_t w : words) set |= w;
+  return set != 0;
+}
+
 // Rows are packed in panels, [panel][column][row of the panel], the last one padded with zeros. A tile of the product is
 // tile_rows rows of one panel times all rows of another: 4 x 3 vectors of sums, 8 x 3 where there are 32 registers.
 template <class T>
 constexpr int panel_rows = 3 * Wide<T>::width;
 template <class T>
-constexpr int tile_rows = SHAMISA_WIDE == 16 ? 8 : panel_rows<T> % 4 == 0 ? 4 : 2;
+constexpr int tile_rows = SHAMISA_WIDE == 16       ? 8
+                          : panel_rows<T> % 4 == 0 ? 4
+                                                   : 2;
 constexpr int depth_step =
     128;  // columns summed before a tile goes back to memory: keeps panels in the first cache, errors small
 
@@ -86,9 +100,9 @@ inline void pack_panels(const T* x /* [N, D] */, const T* center /* [D] */, int6
       }
 }
 
-// out[r][0 .. P) += x[d][r] y[d][0 .. P) summed over D columns of two panels; out has row stride `stride`
+// out[r][0 .. P) = or += x[d][r] y[d][0 .. P) summed over D columns of two panels; out has row stride `stride`
 template <class T>
-inline void product_tile(const T* x, const T* y, int64_t D, T* out, int64_t stride) {
+inline void product_tile(const T* x, const T* y, int64_t D, bool add, T* out, int64_t stride) {
   using S = Wide<T>;
   constexpr int P = panel_rows<T>, R = tile_rows<T>, W = S::width;
   typename S::V sum[R][3];
@@ -110,7 +124,7 @@ inline void product_tile(const T* x, const T* y, int64_t D, T* out, int64_t stri
 #pragma GCC unroll 3
     for (int u = 0; u < 3; ++u) {
       T* o = out + r * stride + u * W;
-      S::store(o, S::load(o) + sum[r][u]);
+      S::store(o, add ? S::load(o) + sum[r][u] : sum[r][u]);
     }
 }
 
@@ -120,13 +134,12 @@ template <class T>
 inline void product_block(const T* x, int64_t first_x, int rows, const T* y, int64_t first_panel, int64_t last_panel, int64_t D,
                           T* out, int64_t stride) {
   constexpr int P = panel_rows<T>;
-  for (int64_t i = 0; i < rows * stride; ++i) out[i] = 0;
   for (int64_t d = 0; d < D; d += depth_step) {
     const int64_t depth = D - d < depth_step ? D - d : depth_step;
     for (int64_t panel = first_panel; panel < last_panel; ++panel)
       for (int r = 0; r < rows; r += tile_rows<T>) {
         const int64_t i = first_x + r;
-        product_tile<T>(x + (i / P * D + d) * P + i % P, y + (panel * D + d) * P, depth,
+        product_tile<T>(x + (i / P * D + d) * P + i % P, y + (panel * D + d) * P, depth, d > 0,
                         out + r * stride + (panel - first_panel) * P, stride);
       }
   }

@@ -60,6 +60,9 @@ SHAMISA_HD void shrink(Smallest* best) {
   best->bound = score_of(worst);
 }
 
+// a double below which none rounds to a float of `bound` or more
+SHAMISA_HD double about(float bound) { return (double)bound - __builtin_fabs((double)bound) * 1e-7 - 1e-44; }
+
 SHAMISA_HD void join(Extreme* a, Extreme b) {  // b comes from later rows
   if (b.low < a->low) a->low = b.low, a->low_at = b.low_at;
   if (b.high > a->high) a->high = b.high, a->high_at = b.high_at;
@@ -71,44 +74,46 @@ template <class T>
 inline Extreme transport_rows(const Transport& g, int64_t first, int64_t last, double* score, Smallest* best,
                               int64_t* index_j) {
   Extreme found = {__builtin_inf(), -__builtin_inf(), 0, 0};
+  using S = Wide<double>;
+  using V = S::V;
+  constexpr int W = S::width;
   const int64_t panels = panels_of<double>(g.N), stride = panels * panel_rows<double>;
+  const V share = S::fill(1 / (double)g.K);
   for (int64_t i0 = first; i0 < last; i0 += tile_rows<double>) {
     product_block<double>(g.log_p, i0, tile_rows<double>, g.p, 0, panels, g.K, score, stride);
     for (int64_t i = i0; i < last && i < i0 + tile_rows<double>; ++i) {
       double* c = score + (i - i0) * stride;
-      double low[8], high[8];
-      for (int u = 0; u < 8; ++u) low[u] = __builtin_inf(), high[u] = -__builtin_inf();
-      for (int64_t j = 0; j < g.N; ++j) c[j] = c[j] / (double)g.K;
-      int64_t j = 0;
-      for (; j + 8 <= g.N; j += 8)
-        for (int u = 0; u < 8; ++u) {
-          low[u] = c[j + u] < low[u] ? c[j + u] : low[u];
-          high[u] = c[j + u] > high[u] ? c[j + u] : high[u];
+      for (int64_t j = g.N; j < stride; ++j) c[j] = __builtin_nan("");  // padding: no comparison holds
+      V lowest = S::fill(__builtin_inf()), highest = -lowest;
+      V bound = S::fill(about(best->bound));
+      for (int64_t j = 0; j < stride; j += W) {
+        const V v = S::load(c + j) * share;
+        S::store(c + j, v);
+        lowest = v < lowest ? v : lowest;
+        highest = v > highest ? v : highest;
+        if (!any(v >= bound)) continue;
+        for (int64_t e = j; e < j + W; ++e) {
+          const float s = (float)c[e];
+          if (!(s >= best->bound) || (e == i && !g.diagonal)) continue;
+          best->v[best->n++] = place(s, (uint32_t)(i * g.N + e));
+          if (best->n == best->room) shrink(best), bound = S::fill(about(best->bound));
         }
-      for (; j < g.N; ++j) {
-        low[0] = c[j] < low[0] ? c[j] : low[0];
-        high[0] = c[j] > high[0] ? c[j] : high[0];
       }
-      for (int u = 1; u < 8; ++u) {
-        low[0] = low[u] < low[0] ? low[u] : low[0];
-        high[0] = high[u] > high[0] ? high[u] : high[0];
+      double low = lowest[0], high = highest[0];
+      for (int u = 1; u < W; ++u) {
+        low = lowest[u] < low ? lowest[u] : low;
+        high = highest[u] > high ? highest[u] : high;
       }
-      if ((T)low[0] < (T)found.low) {
-        for (j = 0; (T)c[j] != (T)low[0]; ++j) {
+      int64_t j;
+      if ((T)low < (T)found.low) {
+        for (j = 0; (T)c[j] != (T)low; ++j) {
         }
-        found.low = (T)low[0], found.low_at = i * g.N + j;
+        found.low = (T)low, found.low_at = i * g.N + j;
       }
-      if ((T)high[0] > (T)found.high) {
-        for (j = 0; (T)c[j] != (T)high[0]; ++j) {
+      if ((T)high > (T)found.high) {
+        for (j = 0; (T)c[j] != (T)high; ++j) {
         }
-        found.high = (T)high[0], found.high_at = i * g.N + j;
-      }
-      for (j = 0; j < g.N; ++j) {
-        const float s = (float)c[j];
-        if (s >= best->bound && (g.diagonal || j != i)) {
-          best->v[best->n++] = place(s, (uint32_t)(i * g.N + j));
-          if (best->n == best->room) shrink(best);
-        }
+        found.high = (T)high, found.high_at = i * g.N + j;
       }
       if (g.edges) {
         shrink(best);
