@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_relation_kernels import rows
 from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.cpp_extension import include_paths, library_paths
@@ -115,11 +116,19 @@ def pair_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
         yield "pair_cost", (z, weight, index)
 
 
+def neighbor_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
+    for kind in ("distinct", "duplicates", "near"):
+        for k in sorted({1, min(31, N - 1), N - 1} if N < 100 else {31}):
+            yield "knn_graph", (rows(N, D, dtype, kind), k)
+
+
 # op family -> its cases at a size; each row of a table is one test
 CASES: dict[str, Callable[[int, int, torch.dtype], Iterator[Case]]] = {
+    "neighbor": neighbor_cases,
     "pair": pair_cases,
 }
-SIZES = [(2, 1), (7, 3), (40, 16), (65, 33), (130, 96)]
+# around the sizes of warps, of tiles (64), of sums put aside (256 columns); rows that can and cannot be read 16 bytes at once
+SIZES = [(2, 1), (7, 3), (40, 16), (65, 33), (130, 96), (64, 520)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
