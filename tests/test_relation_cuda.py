@@ -114,12 +114,18 @@ def pair_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
         weight = torch.rand(M, generator=g, dtype=torch.float64).to(wide(dtype))
         weight[::7] = 0
         yield "pair_cost", (z, weight, index)
+        squared = reference.pair_cost(z, weight, index)[1]
+        yield "pair_cost_backward", (torch.tensor(1.5, dtype=wide(dtype)), z, weight, index, squared)
 
 
 def neighbor_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
     for kind in ("distinct", "duplicates", "near"):
         for k in sorted({1, min(31, N - 1), N - 1} if N < 100 else {31}):
-            yield "knn_graph", (rows(N, D, dtype, kind), k)
+            h = rows(N, D, dtype, kind)
+            yield "knn_graph", (h, k)
+            distance, neighbor, _ = reference.knn_graph(h, k)
+            grad = torch.randn(N, k, generator=generator(N, k), dtype=wide(dtype))
+            yield "knn_graph_backward", (grad, h, distance, neighbor)
 
 
 # op family -> its cases at a size; each row of a table is one test
