@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_relation_kernels import rows
+from test_relations import batch, small_loss
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -252,6 +253,32 @@ def test_shapes_are_checked(emulated):
     ]:
         with pytest.raises(RuntimeError, match=message):
             emulated(name)(*arguments)
+
+
+def test_objective(emulated, monkeypatch):
+    """Value and gradients of the whole objective with the emulated ops in the place of the others."""
+    leaves, plan = batch(1, F=64, E=24, dtype=torch.float32)
+    loss = small_loss(64, dtype=torch.float32, anchors=32)
+    inputs = [*leaves, *loss.anchors.parameters()]
+    expected = loss(*leaves, plan)
+    gradients = torch.autograd.grad(expected.total, inputs)
+    called = []
+    rules = {"knn_graph": (ops._knn_backward, ops._knn_context), "pair_cost": (ops._pair_backward, ops._pair_context)}
+    for name, (backward, context) in rules.items():
+        torch.library.register_autograd(f"shamisa_emulated::{name}", backward, setup_context=context, lib=KEPT[0])
+        for op in (name, f"{name}_backward"):  # the rules look the backward up by name
+
+            def counted(*arguments, op=op):
+                called.append(op)
+                return emulated(op)(*arguments)
+
+            monkeypatch.setattr(torch.ops.shamisa, op, counted)
+    actual = loss(*leaves, plan)
+    assert_close(actual.graph.index, expected.graph.index)
+    assert_close(actual.total, expected.total, rtol=1e-5, atol=1e-6)
+    for a, e in zip(torch.autograd.grad(actual.total, inputs), gradients, strict=True):
+        assert_close(a, e, rtol=1e-4, atol=1e-5 * e.abs().max().item())
+    assert sorted(called) == ["knn_graph", "knn_graph_backward", "pair_cost", "pair_cost_backward"]
 
 
 # ---- what only a GPU shows -------------------------------------------------------------------------------------------
