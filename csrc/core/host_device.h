@@ -19,6 +19,13 @@
   }                 \
   }
 
+// SHAMISA_DEVICE: a function of CUDA kernels and of their emulation only
+#if defined(__CUDACC__)
+#define SHAMISA_DEVICE __device__ __forceinline__
+#else
+#define SHAMISA_DEVICE inline
+#endif
+
 #if defined(__CUDACC__)
 // SHAMISA_HD: a small function for both sides. SHAMISA_OP: a template over a Team (uses barriers, so device only). Not
 // inlined: in one function the registers of the hungriest op would be spilled in all of them.

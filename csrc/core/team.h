@@ -141,11 +141,6 @@ struct ThreadTeam {
 
 // ---- CUDA, and its emulation -----------------------------------------------------------------------------------------
 #if defined(__CUDACC__) || defined(SHAMISA_EMULATE)
-#if defined(__CUDACC__)
-#define SHAMISA_DEVICE __device__ __forceinline__
-#else
-#define SHAMISA_DEVICE inline
-#endif
 
 // one warp of a block
 struct WarpTeam {

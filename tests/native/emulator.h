@@ -1,18 +1,26 @@
 // CUDA kernels on a CPU: enough of the language to run the .cuh files of csrc/cuda unchanged, under the sanitizers too.
 //
 // A thread of a block is a fiber (ucontext); blocks run one after another. Fibers run until they come to __syncthreads,
-// __syncwarp or a shuffle, where they wait for the threads that must also come there. A __shared__ variable is static, and
-// filled with rubbish before every block. What this cannot show: races between blocks or within a phase, memory models,
-// launch limits, speed. A barrier that some threads never reach is reported.
+// __syncwarp or a shuffle, where they wait for the threads that must also come there. Blocks, warps and lanes take their turns
+// forwards in some launches and backwards in others: a result that depends on their order differs from run to run. A
+// __shared__ variable is static, so it holds what the block before left there. What this cannot show: races between blocks or
+// within a phase, memory models, launch limits, speed. A barrier that some threads never reach is reported.
+//
+// Include this first: it must come before any header of the C library.
 #pragma once
 
+#undef _FORTIFY_SOURCE  // its longjmp takes the switch from fiber to fiber for an error
+
+#include <setjmp.h>
 #include <ucontext.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #define SHAMISA_EMULATE
@@ -24,6 +32,7 @@
 #define __noinline__
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define __align__(n) alignas(n)
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -37,10 +46,12 @@
 #define SHAMISA_FIBER_CLEAN(stack, size) (void)(stack), (void)(size)
 #endif
 
-struct EmulatedIndex {
-  unsigned x = 0, y = 0, z = 0;
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned columns = 1, unsigned rows = 1, unsigned layers = 1) : x(columns), y(rows), z(layers) {}
 };
-inline EmulatedIndex threadIdx, blockIdx, blockDim, gridDim;
+inline dim3 threadIdx(0, 0, 0), blockIdx(0, 0, 0), blockDim, gridDim;
+typedef void* cudaStream_t;
 
 namespace emulator {
 
@@ -49,23 +60,43 @@ enum State { ready, at_block_barrier, at_warp_barrier, finished };
 
 struct Fiber {
   ucontext_t context;
-  std::vector<char> stack;
+  jmp_buf point;
+  std::unique_ptr<char[]> stack;  // memory that no thread reaches is never touched
   State state = finished;
+  bool started = false;
+  unsigned exchanges = 0;
   void* fake_stack = nullptr;  // of AddressSanitizer
 };
 
 struct Machine {
   std::vector<Fiber> fibers;
   ucontext_t scheduler;
+  jmp_buf scheduler_point;
   void* scheduler_fake = nullptr;
   const void* scheduler_bottom = nullptr;
   size_t scheduler_size = 0;
   std::function<void()> body;
   unsigned current = 0;
-  uint64_t slots[1024];  // a shuffle's value of each thread
+  uint32_t chance = 1;
+  bool backwards = false;
+  uint64_t slots[2][1024];  // a shuffle's value of each thread; in turns, so that one barrier is enough
 };
 inline Machine machine;
 
+#if !defined(__SANITIZE_ADDRESS__)
+// swapcontext asks the system for the signal mask at every switch; these two do not
+inline void leave(State state) {
+  Fiber& fiber = machine.fibers[machine.current];
+  fiber.state = state;
+  if (!_setjmp(fiber.point)) _longjmp(machine.scheduler_point, 1);
+}
+inline void enter(Fiber& fiber) {
+  if (_setjmp(machine.scheduler_point)) return;
+  if (fiber.started) _longjmp(fiber.point, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
+}
+#else
 inline void leave(State state) {
   Fiber& fiber = machine.fibers[machine.current];
   fiber.state = state;
@@ -74,6 +105,12 @@ inline void leave(State state) {
   swapcontext(&fiber.context, &machine.scheduler);
   SHAMISA_FIBER_ENTER(fiber.fake_stack, &machine.scheduler_bottom, &machine.scheduler_size);
 }
+inline void enter(Fiber& fiber) {
+  SHAMISA_FIBER_LEAVE(&machine.scheduler_fake, fiber.stack.get(), stack_bytes);
+  swapcontext(&machine.scheduler, &fiber.context);
+  SHAMISA_FIBER_ENTER(machine.scheduler_fake, nullptr, nullptr);
+}
+#endif
 
 inline void fiber_main() {
   SHAMISA_FIBER_ENTER(nullptr, &machine.scheduler_bottom, &machine.scheduler_size);
@@ -86,36 +123,40 @@ inline void resume(unsigned thread) {
   machine.current = thread;
   threadIdx.x = thread;
   fiber.state = ready;
-  SHAMISA_FIBER_LEAVE(&machine.scheduler_fake, fiber.stack.data(), stack_bytes);
-  swapcontext(&machine.scheduler, &fiber.context);
-  SHAMISA_FIBER_ENTER(machine.scheduler_fake, nullptr, nullptr);
+  enter(fiber);
 }
 
 [[noreturn]] inline void stuck(const char* what) {
-  std::fprintf(stderr, "emulator: %s (block %u)\n", what, blockIdx.x);
+  std::fprintf(stderr, "emulator: %s (block %u, %u, %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z);
   std::abort();
+}
+
+inline void prepare(Fiber& fiber) {
+  if (!fiber.stack) fiber.stack.reset(new char[stack_bytes]);
+  fiber.started = false;
+  fiber.exchanges = 0;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = stack_bytes;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, fiber_main, 0);
+  // AddressSanitizer's swapcontext would clean the whole stack at every switch if it knew its size
+  fiber.context.uc_stack.ss_size = 0;
+  SHAMISA_FIBER_CLEAN(fiber.stack.get(), stack_bytes);
+  fiber.state = ready;
 }
 
 // all threads of one block, from barrier to barrier
 inline void run_block(unsigned threads) {
-  for (Fiber& fiber : machine.fibers) {
-    fiber.stack.resize(stack_bytes);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = stack_bytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
-    // AddressSanitizer's swapcontext would clean the whole stack at every switch if it knew its size
-    fiber.context.uc_stack.ss_size = 0;
-    SHAMISA_FIBER_CLEAN(fiber.stack.data(), stack_bytes);
-    fiber.state = ready;
-  }
+  for (unsigned t = 0; t < threads; ++t) prepare(machine.fibers[t]);
+  const unsigned last = threads / 32 - 1, lanes = machine.backwards ? 31 : 0;
   for (;;) {
-    for (unsigned first = 0; first < threads; first += 32) {
+    for (unsigned w = 0; w <= last; ++w) {
+      const unsigned first = (machine.backwards ? last - w : w) * 32;
       // a warp goes on by itself as long as its threads meet at warp barriers
       for (;;) {
-        for (unsigned t = first; t < first + 32; ++t)
-          if (machine.fibers[t].state == ready) resume(t);
+        for (unsigned lane = 0; lane < 32; ++lane)
+          if (machine.fibers[first + (lane ^ lanes)].state == ready) resume(first + (lane ^ lanes));
         unsigned waiting = 0;
         for (unsigned t = first; t < first + 32; ++t) waiting += machine.fibers[t].state == at_warp_barrier;
         if (waiting == 0) break;
@@ -132,26 +173,41 @@ inline void run_block(unsigned threads) {
 }
 
 template <class F>
-void launch(F body, unsigned blocks, unsigned threads) {
+void launch(F body, dim3 blocks, unsigned threads) {
   if (threads == 0 || threads % 32 || threads > 1024) stuck("a block must be 1 to 32 whole warps");
+  if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0 || blocks.x > 0x7fffffffu || blocks.y > 65535 || blocks.z > 65535)
+    stuck("a grid must be 1 to 2^31 - 1, 65535, 65535 blocks");
   machine.body = body;
-  machine.fibers.resize(threads);
-  gridDim.x = blocks;
-  blockDim.x = threads;
-  for (unsigned block = 0; block < blocks; ++block) {
-    blockIdx.x = block;
+  if (machine.fibers.size() < threads) machine.fibers.resize(threads);
+  gridDim = blocks;
+  blockDim = threads;
+  machine.chance = machine.chance * 1664525u + 1013904223u;
+  machine.backwards = machine.chance >> 31;
+  const uint64_t count = (uint64_t)blocks.x * blocks.y * blocks.z;
+  for (uint64_t b = 0; b < count; ++b) {
+    const uint64_t at = machine.backwards ? count - 1 - b : b;
+    blockIdx = dim3((unsigned)(at % blocks.x), (unsigned)(at / blocks.x % blocks.y), (unsigned)(at / blocks.x / blocks.y));
     run_block(threads);
   }
 }
 
+// value as lane 0 .. 31 of this warp gave it
+struct Exchange {
+  uint64_t* slots;
+  explicit Exchange(uint64_t value) : slots(machine.slots[machine.fibers[threadIdx.x].exchanges++ % 2]) {
+    slots[threadIdx.x] = value;
+    leave(at_warp_barrier);
+    slots += threadIdx.x & ~31u;
+  }
+  uint64_t operator[](unsigned lane) const { return slots[lane]; }
+};
 template <class T>
 T exchange(T value, unsigned from) {
   static_assert(sizeof(T) <= 8, "as on CUDA");
-  const unsigned me = threadIdx.x, warp = me & ~31u;
-  std::memcpy(&machine.slots[me], &value, sizeof(T));
-  leave(at_warp_barrier);
-  std::memcpy(&value, &machine.slots[warp + from % 32], sizeof(T));
-  leave(at_warp_barrier);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = Exchange(bits)[from % 32];
+  std::memcpy(&value, &bits, sizeof(T));
   return value;
 }
 
@@ -178,14 +234,18 @@ T __shfl_sync(unsigned, T value, int from) {
   return emulator::exchange(value, (unsigned)from);
 }
 inline unsigned __ballot_sync(unsigned, int predicate) {
-  emulator::machine.slots[threadIdx.x] = predicate != 0;
-  emulator::leave(emulator::at_warp_barrier);
+  const emulator::Exchange all(predicate != 0);
   unsigned bits = 0;
-  for (unsigned lane = 0; lane < 32; ++lane)
-    bits |= (unsigned)(emulator::machine.slots[(threadIdx.x & ~31u) + lane] & 1) << lane;
-  emulator::leave(emulator::at_warp_barrier);
+  for (unsigned lane = 0; lane < 32; ++lane) bits |= (unsigned)all[lane] << lane;
   return bits;
 }
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
+inline int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 template <class T>
 T atomicAdd(T* cell, T n) {
   const T before = *cell;
@@ -202,6 +262,12 @@ template <class T>
 T atomicMin(T* cell, T n) {
   const T before = *cell;
   if (n < before) *cell = n;
+  return before;
+}
+template <class T>
+T atomicCAS(T* cell, T expected, T value) {
+  const T before = *cell;
+  if (before == expected) *cell = value;
   return before;
 }
 template <class T>
