@@ -39,6 +39,21 @@ def srcc(prediction: ArrayLike, target: ArrayLike) -> float:
     return float("nan") if _constant(x, y) else float(spearmanr(x, y).statistic)
 
 
+def srcc_columns(predictions: ArrayLike, target: ArrayLike) -> np.ndarray:
+    """``srcc`` of each column of predictions [n, A] with target [n] -> [A]; all columns are ranked at once."""
+    from scipy.stats import rankdata
+
+    x = np.asarray(predictions, dtype=np.float64)
+    if x.ndim != 2:
+        raise ValueError(f"predictions must be [n, A], got {list(x.shape)}")
+    for column in x.T:
+        _, y = _pair(column, target)
+    x, y = rankdata(x, axis=0), rankdata(y)
+    x, y = x - x.mean(0), (y - y.mean())[:, None]
+    with np.errstate(invalid="ignore"):  # 0 / 0 where one is constant
+        return (x * y).sum(0) / np.sqrt((x * x).sum(0) * (y * y).sum(0))
+
+
 def plcc(prediction: ArrayLike, target: ArrayLike) -> float:
     """Pearson's linear correlation of two [n] arrays; NaN where one of them is constant."""
     x, y = _pair(prediction, target)

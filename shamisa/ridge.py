@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .metrics import srcc_columns
+
 ALPHAS = np.logspace(-3, 3, 100)  # strengths tried by ``select``
 _CHUNK = 4096  # rows turned to float64 at a time
 _BLOCK = 512  # columns of the Gram matrix at a time
@@ -127,12 +129,13 @@ def select(
     Raises:
         ValueError: as ``fit_path``, or a criterion that is NaN for all strengths (constant validation scores).
     """
-    if criterion is None:
-        from .metrics import srcc as criterion
     path = fit_path(X_train, y_train, alphas, device)
     prediction = path.predict(X_val).cpu().numpy()
     target = np.asarray(y_val, dtype=np.float64)
-    values = np.array([criterion(prediction[:, a], target) for a in range(prediction.shape[1])])
+    if criterion is None:
+        values = srcc_columns(prediction, target)
+    else:
+        values = np.array([criterion(prediction[:, a], target) for a in range(prediction.shape[1])])
     if np.isnan(values).all():
         raise ValueError(f"no strength has a defined criterion on the {target.size} validation rows: constant scores?")
     return path.at(int(np.nanargmax(values))), values
