@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from shamisa import iqa_sets, metrics, probe, ridge
-from shamisa.iqa_sets import Labels, Split
+from shamisa.labels import Labels
 from shamisa.models import Encoder
+from shamisa.splits import Split
 
 N = 48
 SMALL = "untrained:shamisa/small"
@@ -144,6 +145,7 @@ def test_probe_of_a_split_is_the_protocol(carved):
     assert_allclose(prediction, fitted.predict(X[48:])[:, 0], atol=1e-12)
     assert_allclose(model.coef, fitted.coef, atol=1e-12)
     assert numbers["alpha"] == chosen.alpha.item() and numbers["val_srcc"] == values.max()
+    assert numbers["groups"] == {}
     assert {k: numbers[k] for k in metrics.SUMMARY} == metrics.summary(prediction, y[48:])
 
 
@@ -181,7 +183,7 @@ def test_regressors_that_cannot_be_read(tmp_path, content, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"--labels": None}, "give either --labels CSV or --dataset NAME, got none"),
+        ({"--labels": None}, "give one of --labels CSV, --dataset NAME and --cross, got none"),
         ({"--dataset": "live"}, "got both"),
         ({"--labels": "none.csv"}, "cannot read labels"),
         ({"--root": "none"}, "root must be a folder"),
