@@ -114,14 +114,14 @@ def run_cross(given: argparse.Namespace) -> dict:
     )
     runs.write_json(out / "cross.json", results)
     for record in results["encoders"]:
-        print(matrix_table(record["checkpoint"], record["matrix"]))
+        probe.say(matrix_table(record["checkpoint"], record["matrix"]))
     if unreadable:
-        print(f"{len(unreadable)} images cannot be read and are left out, the first is {unreadable[0]['file']}")
-    print(f"wrote {out}/cross.json")
+        probe.say(f"{len(unreadable)} images cannot be read and are left out, the first is {unreadable[0]['file']}")
+    probe.say(f"wrote {out}/cross.json")
     if given.report:
         from .report import write_cross
 
-        print(f"wrote {write_cross(given.report, results)}")
+        probe.say(f"wrote {write_cross(given.report, results)}")
     return results
 
 

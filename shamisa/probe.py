@@ -25,7 +25,7 @@ from . import iqa_sets, ridge, runs, splits
 from .features import CROPS, SCALES, Extractor, Features, extract, extract_difference
 from .labels import LabelError, Labels, find_files, find_references, read_csv
 from .models import Encoder
-from .protocol import finite, group_table, median, median_groups, probe_split, table, without
+from .protocol import finite, group_table, median, median_groups, printable, probe_split, table, without
 from .splits import Split
 
 UNTRAINED = "untrained:"  # --checkpoint untrained:torchvision/resnet50
@@ -335,19 +335,24 @@ def run(given: argparse.Namespace) -> dict:
     write_results(out, results, first, about, title)
     several = f"{len(chosen)} x " if len(chosen) > 1 else ""
     kind = ", full reference" if given.full_reference else ""
-    print(f"{labels.name}: {len(read)} images{kind}, {several}{chosen[0].origin}, split hash {hashes[0][:16]}")
+    say(f"{labels.name}: {len(read)} images{kind}, {several}{chosen[0].origin}, split hash {hashes[0][:16]}")
     if features.failed:
         worst = next(iter(features.failed.values()))
-        print(f"{len(features.failed)} of {len(labels)} images cannot be read and are left out, the first is {worst}")
-    print(table(rows))
+        say(f"{len(features.failed)} of {len(labels)} images cannot be read and are left out, the first is {worst}")
+    say(table(rows))
     if groups := group_table(rows):
-        print(groups)
-    print(f"wrote {out}/results.json, predictions.csv, scatter.png, regressor.safetensors")
+        say(groups)
+    say(f"wrote {out}/results.json, predictions.csv, scatter.png, regressor.safetensors")
     if given.report:
         from .report import write_report
 
-        print(f"wrote {write_report(given.report, results, first)}")
+        say(f"wrote {write_report(given.report, results, first)}")
     return results
+
+
+def say(content: str) -> None:
+    """Print, whatever the bytes of a path."""
+    print(printable(content))
 
 
 def open_folder(out: str | Path) -> Path:
@@ -372,7 +377,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(given)
     except (LabelError, ValueError, RuntimeError, OSError) as error:
-        print(f"shamisa probe: {error}", file=sys.stderr)
+        print(printable(f"shamisa probe: {error}"), file=sys.stderr)
         return 2
     return 0
 

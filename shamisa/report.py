@@ -10,6 +10,7 @@ import html
 import io
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,9 +19,10 @@ import numpy as np
 from PIL import Image
 
 from .data.photos import PhotoError, read_photo
+from .protocol import printable
 from .runs import write_text
 
-THUMBNAILS = 8  # worst and best predictions, each
+THUMBNAILS = 10  # worst and best predictions, each
 _SIDE = 240  # pixels, the longer one of a thumbnail; shown at about two thirds
 _COLUMNS = (("SRCC", "srcc"), ("PLCC", "plcc"), ("PLCC*", "plcc_logistic"), ("KRCC", "krcc"), ("RMSE", "rmse"))
 _LOGISTIC = "PLCC* is after a 4-parameter logistic that is fitted to the very test images it is judged on."
@@ -41,6 +43,7 @@ dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .25r
 dt { color: var(--dim); } dd { margin: 0; }
 code, pre { font: .85rem/1.45 ui-monospace, monospace; } pre { white-space: pre-wrap; background: var(--soft);
   padding: .6rem .8rem; border-radius: .4rem; margin: .3rem 0; }
+pre span { display: inline-block; max-width: 100%; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .35rem; border-bottom: 1px solid var(--line); vertical-align: top;
@@ -49,7 +52,7 @@ th { font-weight: 600; color: var(--dim); } th:first-child, td:first-child { tex
 .group td:nth-child(2) { width: 45%; text-align: left; }
 .bar { display: inline-block; height: .7rem; background: var(--bar); border-radius: .15rem; min-width: 1px; }
 .bar.negative { background: var(--bad); }
-img { max-width: 100%; height: auto; display: block; border-radius: .3rem; } .plot { max-width: 40rem; }
+img { max-width: 100%; height: auto; display: block; border-radius: .3rem; } .plot { width: min(100%, 40rem); }
 .thumbnails { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(10rem, 45%), 1fr)); gap: 1rem .8rem; }
 figure { margin: 0; } figcaption { font-size: .82rem; line-height: 1.35; margin-top: .3rem; }
 figure .frame { height: 8rem; display: flex; align-items: center; justify-content: center; background: var(--soft);
@@ -63,7 +66,7 @@ figure .frame { height: 8rem; display: flex; align-items: center; justify-conten
 # ---- pieces ----------------------------------------------------------------------------------------------------------
 def text(content: object) -> str:
     """Anything -> text for HTML, attributes included. Bytes of file names that are not UTF-8 are shown as \\udcXX."""
-    return html.escape(str(content).encode("utf-8", "backslashreplace").decode("utf-8"), quote=True)
+    return html.escape(printable(content), quote=True)
 
 
 def _number(value: float | None, digits: int = 4) -> str:
@@ -95,6 +98,11 @@ def _uri(content: bytes, kind: str) -> str:
 def _facts(rows: Iterable[tuple[str, str]]) -> str:
     """Pairs of words and HTML."""
     return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{value}</dd>" for name, value in rows) + "</dl>"
+
+
+def _command(command: str) -> str:
+    """Broken between the words only, where they fit."""
+    return "<pre>" + " ".join(f"<span>{text(shlex.quote(word))}</span>" for word in shlex.split(command)) + "</pre>"
 
 
 def thumbnail(path: str | os.PathLike) -> str:
@@ -205,7 +213,7 @@ def write_report(folder: str | os.PathLike, results: dict, first) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     encoder, target = results["encoders"][0], first.source.labels.score[first.split.test]
-    name = f"{encoder['checkpoint']} on {results['labels']}".encode("utf-8", "backslashreplace").decode()
+    name = printable(f"{encoder['checkpoint']} on {results['labels']}")
     scatter(first.prediction, target, folder / "scatter.png", name)
     with tempfile.TemporaryDirectory() as scratch:
         dark = Path(scratch) / "dark.png"
@@ -216,18 +224,18 @@ def write_report(folder: str | os.PathLike, results: dict, first) -> Path:
     order = np.argsort(-error, kind="stable")
     count = min(THUMBNAILS, len(order) // 2)
     parts = [f"<h1>Image quality probe: {text(name)}, {kind}</h1>", _headline(results)]
-    parts += [_protocol(results), f"<pre>{text(results['command'])}</pre>"]
+    parts += [_protocol(results), _command(results["command"])]
     parts += ["<h2>Encoders</h2>", _encoders(results), f'<p class="dim">{_LOGISTIC}</p>']
-    where = f"on {text(results['splits'][0]['origin'])}"
-    parts += [f"<h2>Worst predictions, {where}</h2>", _thumbnails(first, order[:count])]
-    parts += [f"<h2>Best predictions, {where}</h2>", _thumbnails(first, order[::-1][:count])]
+    where = ", first split" if len(results["splits"]) > 1 else ""
+    parts += [f"<h2>Worst predictions{where}</h2>", _thumbnails(first, order[:count])]
+    parts += [f"<h2>Best predictions{where}</h2>", _thumbnails(first, order[::-1][:count])]
     parts.append(
-        f'<h2>Scores and predictions, {where}</h2><picture><source srcset="{plots[0]}" media="(prefers-color-scheme: dark)">'
+        f'<h2>Scores and predictions{where}</h2><picture><source srcset="{plots[0]}" media="(prefers-color-scheme: dark)">'
         f'<img class="plot" src="{plots[1]}" alt="given scores over predictions, with the 4-parameter logistic"></picture>'
     )
     for group, members in encoder["groups"].items():
         values = {n: math.nan if v["srcc"] is None else v["srcc"] for n, v in members.items()}
-        bars({text(n): v for n, v in values.items()}, folder / f"{group}.png", name)
+        bars(values, folder / f"{group}.png", name)
         parts += [f"<h2>Per {group}</h2>", _groups(results, group)]
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     parts.append(f'<p class="dim">{text(versions)}</p>')
@@ -257,6 +265,6 @@ def write_cross(folder: str | os.PathLike, results: dict) -> Path:
         (n, f"{s['images']} images, first split <code>{text(s['splits'][0]['hash'])}</code>")
         for n, s in results["sets"].items()
     )
-    parts += [_facts(hashes), f"<pre>{text(results['command'])}</pre>"]
+    parts += [_facts(hashes), _command(results["command"])]
     write_text(folder / "index.html", _page(f"Cross-dataset probe: {', '.join(names)}", parts))
     return folder / "index.html"
