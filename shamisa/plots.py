@@ -114,7 +114,8 @@ def scatter(
     """Draw target [n] over prediction [n] with the 4-parameter logistic between them -> PNG; ``dark``: on a dark ground."""
     from matplotlib import rc_context, style
 
-    with rc_context(style.library["dark_background"] if dark else {}):
+    ground = {f"{part}.facecolor": "#14171b" for part in ("figure", "axes", "savefig")}  # that of the page
+    with rc_context(style.library["dark_background"] | ground if dark else {}):
         _scatter(prediction, target, path, title, target_label)
 
 

@@ -49,6 +49,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: right; padding: .3rem .35rem; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: normal; }
 th { font-weight: 600; color: var(--dim); } th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+th:first-child { overflow-wrap: normal; }
 .group td:nth-child(2) { width: 45%; text-align: left; }
 .bar { display: inline-block; height: .7rem; background: var(--bar); border-radius: .15rem; min-width: 1px; }
 .bar.negative { background: var(--bad); }
@@ -59,7 +60,7 @@ figure .frame { height: 8rem; display: flex; align-items: center; justify-conten
   border-radius: .3rem; } .frame img { max-height: 100%; width: auto; }
 .within { color: var(--dim); }
 @media (max-width: 36rem) { body { font-size: 15px; padding: 1rem .8rem 2rem; } dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: .45rem; } th, td { padding: .3rem .2rem; font-size: .85rem; } .group td:nth-child(2) { width: 34%; } }
+  dd { margin-bottom: .45rem; } th, td { padding: .3rem .2rem; font-size: .85rem; } .group td:nth-child(2) { width: 26%; } }
 """
 
 
@@ -169,8 +170,7 @@ def _encoders(results: dict) -> str:
 def _groups(results: dict, kind: str) -> str:
     """A row with a bar for every distortion or level: the first encoder's SRCC; the others' as numbers."""
     records = results["encoders"]
-    head = [kind.capitalize(), "SRCC", "", "PLCC", "n"]
-    head[3:3] = [f"SRCC of {i + 1}" for i in range(1, len(records))]
+    head = [kind.capitalize(), "", "SRCC", *(f"{i + 1}: SRCC" for i in range(1, len(records))), "PLCC", "n"]
     rows = []
     for name, first in records[0]["groups"][kind].items():
         value = first["srcc"]

@@ -192,6 +192,13 @@ def test_regressors_that_cannot_be_read(tmp_path, content, message):
         ({"--scale": ["5", "5"]}, "--scale must be LOW < HIGH, got 5 5"),
         ({"--labels": None, "--dataset": "live", "--score-column": "x"}, "--score-column belongs to --labels"),
         ({"--labels": None, "--dataset": "live", "--root": "empty"}, "must hold LIVE: jp2k/ .* dmos_realigned.mat"),
+        ({"--labels": None, "--root": None, "--dataset": "csiq"}, "--dataset csiq needs --root DIR, dst_imgs/AWGN"),
+        ({"--full-reference": True}, "full reference needs labels that name references, set0-labels has none"),
+        (
+            {"--checkpoint": "statistics", "--untrained": True},
+            "--untrained needs a checkpoint with weights, got statistics",
+        ),
+        ({"--compare": ["statistics", "none"]}, "checkpoint must be a run folder"),
         ({"--splits": "3"}, "set0-labels has a split column"),
         ({"--splits": "0"}, "--splits must be at least 1, got 0"),
         ({"--split-files": "none"}, "cannot read the split"),
@@ -217,7 +224,9 @@ def test_bad_input_is_told_before_any_work(data, tmp_path, capsys, monkeypatch, 
     for key in ("--labels", "--root", "--split-files"):
         if given.get(key):
             given[key] = str(data / given[key])
-    words = [w for k, v in given.items() if v for w in ([k, *v] if isinstance(v, list) else [k, v])]
+    words = [
+        w for k, v in given.items() if v for w in ([k, *v] if isinstance(v, list) else [k] if v is True else [k, v])
+    ]
     assert probe.main(words) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
