@@ -113,6 +113,10 @@ def run_cross(given: argparse.Namespace) -> dict:
         }
     )
     runs.write_json(out / "cross.json", results)
+    for name, s in results["sets"].items():
+        probe.say(
+            f"{name}: {s['images']} images, {len(s['splits'])} splits, the first with hash {s['splits'][0]['hash'][:16]}"
+        )
     for record in results["encoders"]:
         probe.say(matrix_table(record["checkpoint"], record["matrix"]))
     if unreadable:
