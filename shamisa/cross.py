@@ -63,7 +63,8 @@ def run_cross(given: argparse.Namespace) -> dict:
     sources = open_sources(given)
     chosen = {name: splits.make_splits(s.labels, given.splits or 10, given.seed) for name, s in sources.items()}
     extractors = probe.open_extractors(given)
-    out = probe.open_folder(given.out or Path("runs") / "probe-cross")
+    out = probe.open_folder(given, "probe-cross")
+    (out / "cross.json").unlink(missing_ok=True)
 
     records, unreadable = [], []
     for i, (checkpoint, extractor) in enumerate(extractors):

@@ -270,7 +270,7 @@ def run(given: argparse.Namespace) -> dict:
     labels = source.labels
     chosen = read_splits(given, labels)
     extractors = open_extractors(given)
-    out = open_folder(given.out or Path("runs") / f"probe-{labels.name}")
+    out = open_folder(given, f"probe-{labels.name}")
 
     rows, records, first = [], [], None
     for name, extractor in extractors:
@@ -355,10 +355,12 @@ def say(content: str) -> None:
     print(printable(content))
 
 
-def open_folder(out: str | Path) -> Path:
-    """The folder of the results, made if need be. An interrupted probe must not look like a finished one."""
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+def open_folder(given: argparse.Namespace, name: str) -> Path:
+    """The folder of the results, --out or runs/name, made if need be, as that of --report: not only once all work is done.
+    An interrupted probe must not look like a finished one."""
+    out = Path(given.out or Path("runs") / name)
+    for folder in filter(None, (out, given.report)):
+        Path(folder).mkdir(parents=True, exist_ok=True)
     (out / "results.json").unlink(missing_ok=True)
     return out
 

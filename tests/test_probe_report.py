@@ -145,6 +145,14 @@ def test_page_does_not_scroll_sideways(page, tmp_path, width):
     assert scroll <= client and tables <= 0
 
 
+def test_a_page_that_cannot_be_written_is_told_before_any_work(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(probe, "extract", None)  # must not be reached
+    (tmp_path / "file").touch()
+    words = ["--checkpoint", SMALL, "--labels", str(data / "labels.csv"), "--out", str(tmp_path / "out")]
+    assert probe.main([*words, *FAST, "--report", str(tmp_path / "file")]) == 2
+    assert "File exists" in capsys.readouterr().err
+
+
 def test_thumbnails_are_small_and_lost_ones_empty(tmp_path, photo):
     Image.fromarray(photo[0].permute(1, 2, 0).numpy()).resize((900, 300)).save(tmp_path / "a.png")
     assert len(report.thumbnail(tmp_path / "a.png")) < 30_000
