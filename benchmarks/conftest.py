@@ -21,6 +21,19 @@ import torch
 CEILINGS: dict[str, dict] = {}  # device -> rates, for the JSON
 
 
+def pytest_addoption(parser):
+    parser.addoption("--compiled", action="store_true", help="rows of torch.compile of the reference too: minutes more")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Rows whose parameters name torch.compile run on request only: each compiles for seconds to a minute."""
+    if not config.getoption("compiled"):
+        compiled = pytest.mark.skip(reason="--compiled")
+        for item in items:
+            if "compiled" in getattr(getattr(item, "callspec", None), "params", {}).values():
+                item.add_marker(compiled)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """--benchmark-disable runs each benchmark once; the project's default --benchmark-skip would skip them all."""

@@ -72,6 +72,19 @@ def backend_context(row: str) -> contextlib.AbstractContextManager:
     return Reference() if row == "reference" else contextlib.nullcontext()
 
 
+def compiled_reference(function: Callable, *inputs: Tensor) -> Callable:
+    """torch.compile of a function of tensors in which the package's ops are replaced by their references, backwards too.
+
+    The replacing happens while the function is traced on these inputs, so the result is for their shapes. Gradients that the
+    function takes itself are part of the trace; the result has none.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    table = {getattr(torch.ops.shamisa, name).default: reference for name, reference in ops.TABLE.items()}
+    traced = torch.compile(make_fx(function, decomposition_table=table)(*inputs), dynamic=False)
+    return torch.no_grad()(lambda *tensors: traced(*tensors))
+
+
 # ---- ceilings --------------------------------------------------------------------------------------------------------
 def seconds_of(function: Callable[[], object], device: str, rounds: int = 7) -> float:
     """Median seconds of a call, after one to warm up."""
@@ -153,7 +166,7 @@ def machine() -> dict:
     from shamisa.config import versions
 
     found = versions()
-    for peer in ("scikit-learn", "kornia"):
+    for peer in ("scikit-learn", "kornia", "nvidia-dali-cuda130"):
         with contextlib.suppress(PackageNotFoundError):
             found[peer] = version(peer)
     model, cores, gpu = cpu_model(), all_threads(), None

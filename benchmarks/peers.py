@@ -1,4 +1,4 @@
-"""What a user would pick instead: kornia, torchvision v2, Pillow for the codecs, scikit-learn, and the published code.
+"""What a user would pick instead: kornia, torchvision v2, DALI, Pillow for the codecs, scikit-learn, the published code.
 
 All optional: ``Missing`` says what is not there. Every peer takes and gives float images [N, 3, H, W] in 0..1, so that the
 conversions a codec needs are part of its time. Parameters are those of level 3 of the table of distortions. Peers marked
@@ -132,7 +132,54 @@ def _pillows() -> dict[str, tuple[Images, bool]]:
     }
 
 
-LIBRARIES = {"Pillow": _pillows, "torchvision": _torchvision, "kornia": _kornia}
+# ---- DALI ------------------------------------------------------------------------------------------------------------
+def _dali() -> dict[str, tuple[Images, bool]]:
+    fn, pipeline_def = need("nvidia.dali.fn"), need("nvidia.dali").pipeline_def
+
+    def through(make: Callable, eight_bit: bool = False) -> Images:
+        """Images through a CPU pipeline of one thread, built once per batch size."""
+        pipelines: dict[int, object] = {}
+
+        @pipeline_def(num_threads=1, device_id=None, prefetch_queue_depth=1)
+        def pipeline():
+            return make(fn.external_source(name="images", layout="HWC"))
+
+        def run(x: Tensor) -> Tensor:
+            if x.device.type != "cpu":
+                raise Missing("DALI rows are for the CPU")
+            if len(x) not in pipelines:
+                pipelines[len(x)] = pipeline(batch_size=len(x))
+                pipelines[len(x)].build()
+            x = to_uint8(x) if eight_bit else x
+            pipelines[len(x)].feed_input("images", x.permute(0, 2, 3, 1).contiguous().numpy(), layout="HWC")
+            out = torch.from_numpy(pipelines[len(x)].run()[0].as_array()).permute(0, 3, 1, 2)
+            return out.float() / 255 if eight_bit else out
+
+        return run
+
+    return {
+        "gaussian_blur": (
+            through(lambda x: fn.gaussian_blur(x, sigma=1.0, window_size=5)),
+            True,
+        ),  # but for its borders
+        "jpeg": (through(lambda x: fn.jpeg_compression_distortion(x, quality=24), True), True),
+        "white_noise": (through(lambda x: fn.noise.gaussian(x, stddev=0.003**0.5)), True),
+        "impulse_noise": (
+            through(lambda x: fn.noise.salt_and_pepper(x, prob=0.01, salt_val=1.0, pepper_val=0.0, per_channel=True)),
+            True,
+        ),
+        "mean_shift_up": (through(lambda x: fn.brightness_contrast(x, brightness_shift=0.115)), True),
+        "mean_shift_down": (through(lambda x: fn.brightness_contrast(x, brightness_shift=-0.115)), True),
+        "color_saturation_hsv": (through(lambda x: fn.saturation(x, saturation=0.1)), False),
+        "linear_contrast_up": (through(lambda x: fn.brightness_contrast(x, contrast=1.3, contrast_center=0.5)), False),
+        "linear_contrast_down": (
+            through(lambda x: fn.brightness_contrast(x, contrast=0.7, contrast_center=0.5)),
+            False,
+        ),
+    }
+
+
+LIBRARIES = {"Pillow": _pillows, "torchvision": _torchvision, "kornia": _kornia, "DALI": _dali}
 HAVE = {  # so that rows can be named without importing anything
     "Pillow": ("jpeg", "jpeg2000"),
     "torchvision": (
@@ -143,6 +190,10 @@ HAVE = {  # so that rows can be named without importing anything
         *("gaussian_blur", "motion_blur", "color_diffusion", "color_saturation_lab", "color_saturation_hsv", "jpeg"),
         *("white_noise", "impulse_noise", "mean_shift_up", "mean_shift_down", "jitter", "high_sharpen"),
         *("quantization", "linear_contrast_up", "linear_contrast_down"),
+    ),
+    "DALI": (
+        *("gaussian_blur", "jpeg", "white_noise", "impulse_noise", "mean_shift_up", "mean_shift_down"),
+        *("color_saturation_hsv", "linear_contrast_up", "linear_contrast_down"),
     ),
 }
 

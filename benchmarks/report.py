@@ -2,8 +2,9 @@
 
 JSON files are those of ``pytest benchmarks --benchmark-only --benchmark-json=FILE`` (conftest.py trims them); without any,
 the committed ones of the newest version. ``--keep`` copies them to ``benchmarks/results/<version>/<machine>.json``,
-``--readme`` writes the tables between its markers instead of printing them, ``--compare OLD NEW`` lists the rows that
-became slower beyond their noise and exits with 1 if there are any. Needs nothing but Python.
+``--growth`` draws time and memory of the objective against N into a PNG beside each result (with matplotlib), ``--readme``
+writes the tables between its markers instead of printing them, ``--compare OLD NEW`` lists the rows that became slower beyond
+their noise and exits with 1 if there are any. Needs nothing else but Python.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ FORMAT = 1
 START, END = "<!-- benchmark: start -->", "<!-- benchmark: end -->"
 RESULTS = Path(__file__).parent / "results"
 LEAST = 0.05  # differences below 5 % are never regressions
+OTHER = {"compiled": "torch.compile of the reference"}  # rows under longer names
 OURS = ("native", "shamisa.ridge", "batches of 8", "read_photo")  # the rows that the others are compared with
 
 
@@ -136,7 +138,9 @@ def distortions(s: Section) -> str:
         for who, row in group.items():
             if who not in ("native", "reference"):
                 kin = "~" if row["info"].get("kin") else ""
-                others.append(f"{kin}{who} {number(ms(row))}" + (f" ({times(row, ours)})" if ours else ""))
+                others.append(
+                    f"{kin}{OTHER.get(who, who)} {number(ms(row))}" + (f" ({times(row, ours)})" if ours else "")
+                )
         cells = [number(ms(ours)) if ours else "", number(ms(base)) if base else "", times(base, ours), error(ours)]
         rows.append([subject, *cells, ", ".join(others)])
     head = ("distortion, level 3", "native ms", "reference ms", "ratio", "max error", "others, ms (ratio to native)")
@@ -169,23 +173,37 @@ def memory(s: Section) -> str:
 def relations(s: Section) -> str:
     rows = []
     for subject, group in s.subjects.items():
-        ours, base = group.get("native"), group.get("reference")
+        ours, base, compiled = (group.get(who) for who in ("native", "reference", "compiled"))
         share = f"{ours['info']['share_of_matmul']:.1%}" if ours and "share_of_matmul" in ours["info"] else ""
-        cells = [number(ms(ours)) if ours else "not compiled", number(ms(base)) if base else ""]
-        rows.append([subject, *cells, times(base, ours), error(ours), share])
-    head = ("N = 252, F = 2048, E = 768", "native ms", "reference ms", "ratio", "max error", "of matmul rate")
-    return "Relation graphs:\n\n" + table(head, rows)
+        cells = [number(ms(ours)) if ours else "not compiled", *against(base, ours), *against(compiled, ours)]
+        rows.append([subject, *cells, error(ours), share])
+    head = (
+        "N = 252, F = 2048, E = 768",
+        "native ms",
+        "reference ms",
+        "ratio",
+        "torch.compile ms",
+        "ratio",
+        "max error",
+    )
+    return "Relation graphs (torch.compile: of the reference):\n\n" + table((*head, "of matmul rate"), rows)
+
+
+def against(other: dict | None, ours: dict | None) -> tuple[str, str]:
+    """Milliseconds of another row, and how many times faster ours is."""
+    return number(ms(other)) if other else "", times(other, ours)
 
 
 def loss(s: Section) -> str:
     rows = []
     for subject, group in s.subjects.items():
-        ours, base = group.get("native"), group.get("reference")
-        memory = [number(r["info"].get("extra_mb")) if r else "" for r in (ours, base)]
-        cells = [number(ms(ours)) if ours else "", number(ms(base)) if base else "", times(base, ours), error(ours)]
-        rows.append([subject, *cells, *memory])
-    head = ("loss, forward + backward", "native ms", "reference ms", "ratio", "max error", "native MB", "reference MB")
-    return "The whole objective (peak extra memory includes the gradients of z and h):\n\n" + table(head, rows)
+        ours, base, compiled = (group.get(who) for who in ("native", "reference", "compiled"))
+        memory = " / ".join((number(r["info"].get("extra_mb")) if r else "") or "-" for r in (ours, base, compiled))
+        cells = [number(ms(ours)) if ours else "", *against(base, ours), *against(compiled, ours), error(ours), memory]
+        rows.append([subject, *cells])
+    head = ("loss, forward + backward", "native ms", "reference ms", "ratio", "torch.compile ms", "ratio", "max error")
+    title = "The whole objective (peak extra memory of the three includes the gradients of z and h):"
+    return f"{title}\n\n" + table((*head, "peak extra MB"), rows)
 
 
 def step(s: Section) -> str:
@@ -242,7 +260,7 @@ def losses(result: dict) -> list[str]:
                     if row is not ours and row["info"]["threads"] == 1 and ms(row) < ms(ours):
                         kin = " (another definition)" if row["info"].get("kin") else ""
                         found.append(
-                            f"{subject}: {who}{kin} takes {number(ms(row))} ms, ours {number(ms(ours))} ms on {device}"
+                            f"{subject}: {OTHER.get(who, who)}{kin} takes {number(ms(row))} ms, ours {number(ms(ours))} ms on {device}"
                         )
     return found
 
@@ -288,6 +306,40 @@ def insert(readme: str, text: str) -> str:
     return f"{before}{START}\n{text}\n{END}{rest.split(END)[1]}"
 
 
+# ---- growth ----------------------------------------------------------------------------------------------------------
+CURVES = {"native": "native", "reference": "reference (PyTorch)", **OTHER}
+
+
+def draw_growth(result: dict, device: str, path: Path) -> None:
+    """Time and memory of the objective against the number of nodes -> PNG; needs matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    time, memory = figure.subplots(1, 2)
+    subjects = Section(result, "loss", device).subjects.values()
+    for who, name in CURVES.items():
+        rows = [group[who] for group in subjects if who in group]
+        rows.sort(key=lambda r: r["info"]["nodes"])
+        if not rows:
+            continue
+        nodes = [r["info"]["nodes"] for r in rows]
+        time.plot(nodes, [1e3 * r["stats"]["median"] for r in rows], "o-", markersize=4, label=name)
+        known = [(r["info"]["nodes"], r["info"]["extra_mb"]) for r in rows if "extra_mb" in r["info"]]
+        memory.plot(*zip(*known, strict=True), "o-", markersize=4, label=name) if known else None
+    for axes, label in ((time, "ms, forward + backward"), (memory, "peak extra MB")):
+        axes.set(xscale="log", yscale="log", xlabel="nodes N", ylabel=label)
+        ticks = sorted({row["info"]["nodes"] for group in subjects for row in group.values()})
+        axes.set_xticks(ticks, [str(n) for n in ticks], rotation=45)
+        axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    name = result["machine"]["gpu"] if device == "cuda" else f"{result['machine']['cpu']}, one thread"
+    figure.suptitle(f"Objective on {name}, F = 2048, E = 768")
+    figure.savefig(path, dpi=90)
+
+
 # ---- comparison ------------------------------------------------------------------------------------------------------
 def compare(old: dict, new: dict) -> tuple[list[str], list[str]]:
     """(regressions, remarks): rows of both results whose median grew by more than their noise, the worst first.
@@ -321,6 +373,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
     parser.add_argument("json", nargs="*", metavar="JSON", help="results [the committed ones of the newest version]")
     parser.add_argument("--keep", action="store_true", help="copy them to benchmarks/results/<version>/<machine>.json")
+    parser.add_argument("--growth", action="store_true", help="draw RESULT-DEVICE-growth.png beside each result")
     parser.add_argument("--readme", metavar="FILE", help="write the tables between the markers of this file")
     parser.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="list regressions beyond noise")
     given = parser.parse_args(argv)
@@ -338,6 +391,12 @@ def main(argv: list[str] | None = None) -> int:
         if given.keep:
             for result in results:
                 print(keep(result), file=sys.stderr)
+        if given.growth:
+            for path, result in zip(map(Path, paths), results, strict=True):
+                for device in devices(result):
+                    picture = path.with_name(f"{path.stem}-{device}-growth.png")
+                    draw_growth(result, device, picture)
+                    print(picture, file=sys.stderr)
         text = "\n\n".join(render(r) for r in results)
         if given.readme:
             readme = Path(given.readme)

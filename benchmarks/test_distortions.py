@@ -10,6 +10,8 @@ from measure import DEVICES, error
 
 from shamisa import DISTORTIONS, DistortionEngine, ops
 from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD, distort
+from shamisa.reference.distort import FUNCTIONS
+from shamisa.reference.philox import DOMAIN_IMAGE, derive_key
 
 SIZE = 224
 PASS = 2 * 3 * SIZE * SIZE * 4  # bytes of one float32 image read and written
@@ -23,7 +25,15 @@ def batch(photos, device: str, who: str) -> torch.Tensor:
 
 
 def rows_of(name: str) -> list[str]:
-    return ["native", "reference", "published", *(library for library, has in peers.HAVE.items() if name in has)]
+    # torch.compile needs many minutes for the loops of jpeg2000
+    compiled = ["compiled"] if name != "jpeg2000" else []
+    return [
+        "native",
+        "reference",
+        *compiled,
+        "published",
+        *(library for library, has in peers.HAVE.items() if name in has),
+    ]
 
 
 def need_kernel(device: str) -> None:
@@ -39,6 +49,15 @@ def test_call(row):
     row(call, section="distortions", subject="(four images of 8 x 8, ms per call)", row="native")
 
 
+def compiled(name: str, images: torch.Tensor):
+    """The reference of a distortion through torch.compile, with level 3 and the keys that ``distort`` gives."""
+    value = torch.full((len(images),), float(DISTORTIONS[name].levels[2]), device=images.device)
+    key = derive_key(torch.tensor(0), torch.arange(len(images)), domain=DOMAIN_IMAGE).to(images.device)
+    torch._dynamo.reset()
+    function = torch.compile(FUNCTIONS[name], dynamic=False)
+    return lambda: function(images, value, key)
+
+
 @pytest.mark.parametrize("name, who", [(n, r) for n in DISTORTIONS for r in rows_of(n)])
 @pytest.mark.parametrize("device", DEVICES)
 def test_distortion(row, photos, device, name, who):
@@ -49,6 +68,8 @@ def test_distortion(row, photos, device, name, who):
         if who == "native":
             need_kernel(device)
         call = lambda: distort(images, name, severity=2, backend=who)  # noqa: E731
+    elif who == "compiled":
+        call = compiled(name, images)
     else:
         try:
             if who == "published":
@@ -59,12 +80,12 @@ def test_distortion(row, photos, device, name, who):
                 call, extra["kin"] = lambda: function(images), not same
         except peers.Missing as missing:
             pytest.skip(str(missing))
-    if who != "reference" and not (who != "native" and name in NOISY):
+    if who != "reference" and not (who not in ("native", "compiled") and name in NOISY):
         few = slice(0, 4)
         wanted = distort(images[few].cpu(), name, severity=2, backend="reference")
         extra |= error(call()[few].cpu(), wanted)
     n = len(images)
-    slow = who != "native" and device == "cpu"
+    slow = who not in ("native", "compiled") and device == "cpu"
     row(
         call,
         section="distortions",

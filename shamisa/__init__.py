@@ -26,4 +26,14 @@ __all__ = [
     "backends",
     "distort",
     "functional",
+    "load_scorer",
 ]
+
+
+def __getattr__(name: str):
+    """What needs more than the kernels is imported when it is asked for."""
+    if name == "load_scorer":
+        from .score import load_scorer
+
+        return load_scorer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

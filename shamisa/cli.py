@@ -1,4 +1,4 @@
-"""The ``shamisa`` command: ``shamisa train|probe|score|distort ...``, each the same as ``python -m shamisa.NAME``."""
+"""The ``shamisa`` command: ``shamisa train|probe|score|export|distort ...``, each the same as ``python -m shamisa.NAME``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train an encoder without labels (no arguments: the embedded demonstration)",
     "probe": "fit a ridge regressor on frozen features and report SRCC and PLCC",
     "score": "score photographs with a checkpoint and a regressor",
+    "export": "write encoder and regressor as one program, .onnx or .pt2",
     "distort": "draw the 26 x 5 sheet of a photograph, or families of compositions",
 }
 

@@ -7,12 +7,15 @@ A side shorter than the crop is continued by mirroring about its edge pixels, th
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import tempfile
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from .data.photos import PhotoError, read_photo
+from .data.photos import MAX_PIXELS, PhotoError, read_photo
 from .engine import normalize
 
 CROPS, SCALES = 5, 2
+PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
+_LARGE = 10_000_000  # pixels from which memory is returned after a photograph, which takes milliseconds
 _FORMAT = 1  # of the cache: changes with anything that changes features
 
 
@@ -81,6 +86,41 @@ def hash_encoder(encoder: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _return_freed_memory() -> None:
+    """glibc keeps what a thread frees for that thread: each worker would hold on to its largest photograph."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        pass
+
+
+class _Room:
+    """Lets threads in while their pixels together are at most ``total``, and a larger photograph when it is alone."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.used, self.changed = total, 0, threading.Condition()
+
+    @contextmanager
+    def visit(self) -> Iterator[Callable[[int], None]]:
+        """Gives the function that waits for room for a number of pixels; they are given back at the end."""
+        held = 0
+
+        def admit(pixels: int) -> None:
+            nonlocal held
+            with self.changed:
+                self.changed.wait_for(lambda: self.used == 0 or self.used + pixels <= self.total)
+                self.used, held = self.used + pixels, pixels
+
+        try:
+            yield admit
+        finally:
+            if held >= _LARGE:
+                _return_freed_memory()
+            with self.changed:
+                self.used -= held
+                self.changed.notify_all()
+
+
 class Extractor:
     """Photographs -> features [5, 2F] of a frozen encoder.
 
@@ -89,8 +129,9 @@ class Extractor:
         crop: side of the crops, pixels.
         device: where the encoder runs.
         batch: photographs per call of the encoder; each is ten crops.
-        workers: threads that decode. Each holds one photograph of full size, so memory is bounded by
-            ``workers`` photographs and twice ``batch`` sets of crops whatever the number of files.
+        workers: threads that decode. The photographs being decoded have at most ``PIXELS_TOGETHER`` pixels together, 7
+            to 14 bytes each (alpha takes the most), so memory is bounded by them and twice ``batch`` sets of crops,
+            whatever the number of files, their sizes and the number of workers.
         cache: a folder for features of files, by the hashes of encoder and file; None keeps none. A cache file that cannot
             be read counts as missing.
     """
@@ -112,6 +153,7 @@ class Extractor:
         self.encoder = encoder.eval().to(self.device)
         self.crop, self.batch, self.workers = crop, batch, workers
         self.hash = hash_encoder(encoder)
+        self._room = _Room(PIXELS_TOGETHER)
         self.cache = None
         if cache is not None:
             self.cache = Path(cache) / f"{self.hash[:16]}-c{crop}-v{_FORMAT}"
@@ -148,10 +190,11 @@ class Extractor:
             found = _read_cached(place)
             if found is not None:
                 return found, None, place
-        try:
-            return None, views(read_photo(path), self.crop), place
-        except PhotoError as error:
-            return error
+        with self._room.visit() as admit:
+            try:
+                return None, views(read_photo(path, admit=admit), self.crop), place
+            except PhotoError as error:
+                return error
 
     def stream(self, paths: Iterable[str | os.PathLike]) -> Iterator[tuple[str, Tensor | PhotoError]]:
         """Files -> (path, features [5, 2F] or the PhotoError), in the order given, in bounded memory."""

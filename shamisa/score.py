@@ -189,7 +189,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on with the table: what has a row is not scored again"
     )
     parser.add_argument("--batch", type=int, default=8, help="photographs per call of the encoder, ten crops each [8]")
-    parser.add_argument("--workers", type=int, default=2, help="threads that decode; each holds one photograph [2]")
+    parser.add_argument("--workers", type=int, default=2, help="threads that decode, together at most 100 megapixels at a time [2]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N [auto]")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser

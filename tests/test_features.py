@@ -1,5 +1,8 @@
 """Crops, mirroring and half size against definitions; extraction from files, its cache, and files that cannot be read."""
 
+import threading
+import time
+
 import pytest
 import torch
 from PIL import Image
@@ -104,6 +107,30 @@ def test_stream_keeps_the_order_and_names_bad_files(files, batch, workers):
     kept = features.extract(extractor, files, progress=False)
     assert kept.kept == [0, 1, 3, 4, 5] and sorted(kept.failed) == [2, 6]
     assert torch.equal(kept.values, torch.stack([results[i][1] for i in kept.kept]))
+
+
+@pytest.mark.parametrize("together", [1, 40 * 50 + 33 * 33, 10**9])
+def test_photographs_being_decoded_are_bounded(files, monkeypatch, together):
+    monkeypatch.setattr(features, "PIXELS_TOGETHER", together)
+    real, inside, seen, lock = features.views, [], [], threading.Lock()
+
+    def views(photo, crop):
+        pixels = photo.shape[1] * photo.shape[2]
+        with lock:
+            inside.append(pixels)
+            seen.append((len(inside), sum(inside)))
+        time.sleep(0.05)
+        with lock:
+            inside.remove(pixels)
+        return real(photo, crop)
+
+    monkeypatch.setattr(features, "views", views)
+    extractor = features.Extractor(Means(), crop=16, batch=8, workers=4)
+    expected = [str(f) for f in [*files, *files]]
+    assert [p for p, _ in extractor.stream(expected)] == expected
+    assert len(seen) == 10 and all(n == 1 or pixels <= together for n, pixels in seen)
+    assert together == 1 or max(n for n, _ in seen) > 1
+    assert extractor._room.used == 0
 
 
 def test_cache_is_by_encoder_and_content(files, tmp_path):

@@ -54,7 +54,103 @@ def native_cases(N, F, dtype, kind):
             yield "transport_graph_backward", (grad, log_p, scores, edges, extreme)
     yield "pair_cost", (z, weight, index)
     squared = reference.pair_cost(z, weight, index)[1]
-    yield "pair_cost_backward", (torch.tensor(1.5, dtype=wide), z, weight, index, squared)
+    slope = torch.tensor(1.5, dtype=wide)
+    yield "pair_cost_backward", (slope, z, weight, index, squared)
+    weight = weight.to(dtype)
+    yield "merge_edges", (weight, index, N)
+    merged, _, position = reference.merge_edges(weight, index, N)
+    yield "merge_edges_backward", (torch.randn(len(merged), generator=g).to(wide), position)
+    if F == 1:  # what follows would be 0 but for rounding
+        return
+    for x in (z, 3 + z.T):  # fewer rows than columns and more; a mean that is not 0
+        yield "variance", (x,)
+        yield "variance_backward", (slope, x)
+        yield "covariance", (x,)
+        yield "covariance_backward", (slope, x, reference.covariance(x)[1])
+    for K in (3, 32, 37):
+        anchors = torch.randn(K, h.shape[1], generator=g).to(dtype)
+        yield "transport_logits", (h, anchors)
+        logits, norm = reference.transport_logits(h, anchors)
+        grad = torch.randn(N, K, generator=g).to(wide)
+        yield "transport_logits_backward", (grad, h, anchors, logits, norm)
+        yield "transport_codes", (logits, 0.05, 6)
+
+
+# clipped: as sampled, many equal to 4; levels: all equal gaps repeat; equal: all gaps 0
+SEVERITIES = {
+    "distinct": lambda x: 4 * x,
+    "clipped": lambda x: (6 * x).clamp(max=4),
+    "levels": lambda x: torch.arange(x.shape[2]).expand_as(x),
+    "equal": torch.ones_like,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", SEVERITIES)
+@pytest.mark.parametrize("sizes", [(1, 6, 4, 5), (2, 6, 4, 5), (5, 3, 2, 7), (1, 1, 1, 1), (3, 2, 1, 1)])
+def test_native_metadata_graphs_equal_reference(sizes, kind, dtype):
+    B, V, C, L = sizes
+    x = torch.rand(B, C, L, generator=torch.Generator().manual_seed(B + L))
+    severity = SEVERITIES[kind](x).to(dtype)
+    cases = [("structural_graph", (severity, V, c)) for c in ("parity", "same_scale", "same_reference")]
+    cases += [("ref_dist_graph", (severity, V, d)) for d in ("exponential", "reciprocal")]
+    cases += [("ref_ref_graph", (severity, V))]
+    for edges in (0, 1, 100, 4096):
+        for per_sample in (False, True):
+            cases += [("dist_dist_graph", (severity, V, edges, per_sample, "exponential"))]
+    cases += [("dist_dist_graph", (severity, V, 1000, False, "reciprocal"))]
+    for name, arguments in cases:
+        (weight, index), wanted = (f(*arguments) for f in (getattr(OPS, name), getattr(reference, name)))
+        assert_close(index, wanted[1], msg=lambda m, n=name: f"{n}: {m}")
+        assert_close(weight, wanted[0], rtol=1e-6, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_native_dist_dist_keeps_nan():
+    """A severity that is NaN shows in the weights, and no index leaves its range."""
+    severity = torch.rand(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    severity[1, 0, 2] = torch.nan
+    weight, index = OPS.dist_dist_graph(severity, 4, 50, False, "exponential")
+    assert weight.isnan().any() and index.min() >= 8 and index.max() < 56
+
+
+@pytest.mark.parametrize("nodes, M", [(1, 3), (64, 500), (65, 500), (3000, 20000)])
+def test_native_merge_equals_reference(nodes, M):
+    """Sums in the order of the input: bit for bit; rows without edges, loops and edges i > j among them."""
+    g = torch.Generator().manual_seed(M)
+    index = (nodes * torch.rand(2, M, generator=g) ** 2).long()
+    weight = torch.randn(M, generator=g)
+    for a, b in zip(OPS.merge_edges(weight, index, nodes), reference.merge_edges(weight, index, nodes), strict=True):
+        assert_close(a, b, rtol=0, atol=0)
+
+
+def test_native_merge_rejects_wrong_nodes():
+    with pytest.raises(RuntimeError, match="index must be in 0..4"):
+        OPS.merge_edges(torch.ones(2), torch.tensor([[0, 1], [5, 2]]), 5)
+    with pytest.raises(RuntimeError, match="index must be in 0..4"):
+        OPS.merge_edges(torch.ones(2), torch.tensor([[0, -1], [4, 2]]), 5)
+    with pytest.raises(RuntimeError, match="position must be below 2"):
+        OPS.merge_edges_backward(torch.ones(2), torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("scale, rounds", [(1, 1), (30, 6), (300, 12)])
+def test_native_codes_equal_reference_far_apart(scale, rounds):
+    """Logits over which exp underflows many times: the same codes as in the log domain, in float64."""
+    logits = scale * torch.randn(150, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[:, 3] -= 10 * scale
+    logits[7] += 10 * scale
+    expected = reference.transport_codes(logits, 0.05, rounds)
+    assert_close(OPS.transport_codes(logits, 0.05, rounds), expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [2, 40])
+def test_native_covariance_of_one_column_is_zero(n):
+    value, moment = OPS.covariance(torch.arange(float(n))[:, None])
+    assert value == 0
+    assert_close(moment, torch.arange(float(n)).var().view(1, 1))
+
+
+def test_every_op_is_native():
+    assert [op for op, found in ops.backends().items() if "cpu" not in found] == []
 
 
 # Around the sizes of tiles (6), panels (8, 16), blocks (96), chunks of columns (64, 256); one round and many.
@@ -91,14 +187,17 @@ def test_native_objective_equals_reference(B, monkeypatch):
     inputs = [*leaves, *loss.anchors.parameters()]
     out = loss(*leaves, plan)
     gradients = torch.autograd.grad(out.total, inputs)
-    names = ("knn_graph", "transport_graph", "pair_cost")
-    for name in (*names, *(f"{n}_backward" for n in names)):  # autograd rules look the backward up by name
+    for name in [n for n in ops.TABLE if n != "distort"]:  # the backwards too: autograd rules look them up by name
         monkeypatch.setattr(OPS, name, reference_op(name))
     expected = loss(*leaves, plan)
     assert_close(out.graph.index, expected.graph.index)
     assert_close(out.total, expected.total, rtol=1e-5, atol=1e-6)
     for a, b in zip(gradients, torch.autograd.grad(expected.total, inputs), strict=True):
         assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+
+
+def save_inputs(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
 
 
 def reference_op(name):
@@ -111,8 +210,15 @@ def reference_op(name):
         library.impl(name, ops.TABLE[name], "CompositeExplicitAutograd")
         rule = {
             "knn_graph": (ops._knn_backward, ops._knn_context),
+            "transport_logits": (
+                lambda c, g, _: OPS.transport_logits_backward(g, *c.saved_tensors),
+                ops._logits_context,
+            ),
             "transport_graph": (ops._transport_backward, ops._transport_context),
+            "merge_edges": (ops._merge_backward, ops._merge_context),
             "pair_cost": (ops._pair_backward, ops._pair_context),
+            "variance": (lambda c, g: OPS.variance_backward(g, *c.saved_tensors), save_inputs),
+            "covariance": (lambda c, g, _: OPS.covariance_backward(g, *c.saved_tensors), ops._covariance_context),
         }.get(name)
         if rule:
             torch.library.register_autograd(f"shamisa_test::{name}", rule[0], setup_context=rule[1], lib=library)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "report.py"
 spec = importlib.util.spec_from_file_location("benchmarks_report", FILE)
@@ -32,8 +33,9 @@ def result():
         row("distortions", "jpeg", "Pillow", 0.002, 0.0001, ms_per_image=0.5, max_error=0.0123),
         row("distortions", "jpeg", "kornia", 0.002, 0.0001, ms_per_image=0.25, kin=True),
         row("relations", "merge", "reference", 0.25),
-        row("loss", "N = 252", "native", 0.5, extra_mb=12.0, max_error=1e-6),
-        row("loss", "N = 252", "reference", 0.25, extra_mb=400.0),
+        row("loss", "N = 252", "native", 0.5, nodes=252, extra_mb=12.0, max_error=1e-6),
+        row("loss", "N = 252", "reference", 0.25, nodes=252, extra_mb=400.0),
+        row("loss", "N = 252", "compiled", 1.0, nodes=252),
     ]
     machine = {
         "name": "cpu-made-up-2core",
@@ -58,9 +60,18 @@ def test_tables_hold_every_row(result):
     text = report.render(result)
     assert cells(text, "jpeg") == ["jpeg", "1", "10", "10x", "0", "Pillow 0.5 (**0.5x**), ~kornia 0.25 (**0.25x**)"]
     assert cells(text, "merge")[1:3] == ["not compiled", "250"]
-    assert cells(text, "N = 252") == ["N = 252", "500", "250", "**0.5x**", "1.0e-06", "12", "400"]
+    assert cells(text, "N = 252") == [*("N = 252", "500", "250", "**0.5x**", "1,000", "2x", "1.0e-06", "12 / 400 / -")]
     for fact in ("Made Up, 2 cores", "torch 2.13.0", "commit abc1234", "copy 20 GB/s", "Load average at the end: 0.5"):
         assert fact in text
+
+
+def test_growth_is_drawn(result, tmp_path):
+    result["benchmarks"].append(row("loss", "N = 126", "native", 0.2, nodes=126, extra_mb=6.0))
+    file = tmp_path / "made-up.json"
+    file.write_text(json.dumps(result))
+    assert report.main([str(file), "--growth"]) == 0
+    with Image.open(tmp_path / "made-up-cpu-growth.png") as picture:
+        assert picture.width > picture.height > 100
 
 
 def test_losses_are_named(result):

@@ -4,32 +4,28 @@ import csv
 import json
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fitted import SMALL, fitted
 from PIL import Image
 from torch.testing import assert_close
 
 from shamisa import score
 from shamisa.data.photos import read_photo
 from shamisa.features import Extractor
-from shamisa.probe import open_encoder
 from shamisa.ridge import Regressor
 
-SMALL = "untrained:shamisa/small"
+ROOT = Path(score.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def regressor(tmp_path_factory):
-    path = tmp_path_factory.mktemp("regressor") / "regressor.safetensors"
-    encoder = open_encoder(SMALL)
-    coef = torch.randn(2 * encoder.feature_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 10
-    about = {
-        "encoder": encoder.name, "encoder_hash": Extractor(encoder).hash, "crop": 24, "low": 1, "high": 5, "lower_better": False,
-    }  # fmt: skip
-    Regressor(coef, torch.tensor(3.0, dtype=torch.float64), about).save(path)
-    return path
+    return fitted(tmp_path_factory.mktemp("regressor"))
 
 
 @pytest.fixture
@@ -209,3 +205,22 @@ def test_bad_input(folder, regressor, tmp_path, capsys, paths, out, change, mess
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(message, error), error
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_start_imports_only_what_scoring_needs(folder, regressor, tmp_path):
+    """Heavy libraries of the other commands stay out: they would cost every call seconds."""
+    code = f"""
+import sys
+from shamisa import score
+assert score.main({[str(folder / "a.png"), "--checkpoint", SMALL, "--regressor", str(regressor), "--quiet"]!r}) == 0
+print(*(sys.modules.keys() & {{"scipy", "sklearn", "skimage", "matplotlib", "torchvision", "torch._dynamo", "onnx"}}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ""

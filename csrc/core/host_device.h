@@ -59,3 +59,9 @@
 #else
 #define SHAMISA_VECTOR 4
 #endif
+// the same where a tile of sums fills the registers (products of matrices): there 512 bit doubles the rate
+#if defined(__AVX512F__)
+#define SHAMISA_WIDE 16
+#else
+#define SHAMISA_WIDE SHAMISA_VECTOR
+#endif

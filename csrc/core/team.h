@@ -201,26 +201,31 @@ struct BlockTeam {
 
   template <class F>
   SHAMISA_DEVICE void each(int n, F f) {
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) f(i);
     __syncthreads();
   }
   template <class F>
   SHAMISA_DEVICE void grid(int H, int W, F f) {
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < H * W; i += (int)blockDim.x) f(i / W, i % W);
     __syncthreads();
   }
   template <int N, class F>
   SHAMISA_DEVICE void tiles(int H, int W, F f) {
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < H * W; i += (int)blockDim.x) f(i / W, i % W, Lanes<1>{});
     __syncthreads();
   }
   template <int N, class F>
   SHAMISA_DEVICE void pieces(int n, F f) {
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) f(i, 1, Lanes<1>{});
     __syncthreads();
   }
   template <class F>
   SHAMISA_DEVICE void scan(int columns, int steps, F f) {
+#pragma unroll 1
     for (int column = (int)threadIdx.x; column < columns; column += (int)blockDim.x)
       for (int step = 0; step < steps; ++step) f(step, column);
     __syncthreads();
@@ -228,24 +233,28 @@ struct BlockTeam {
   template <class F>
   SHAMISA_DEVICE void split(int n, F f) {
     WarpTeam warp{(int)threadIdx.x % 32};
+#pragma unroll 1
     for (int i = (int)threadIdx.x / 32; i < n; i += (int)blockDim.x / 32) f(i, warp);
     __syncthreads();
   }
   template <class T, class F>
   SHAMISA_DEVICE T sum(int n, F f) {
     T t = 0;
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) t = t + f(i);
     return join(t, [](T a, T b) { return a + b; });
   }
   template <class T, class F>
   SHAMISA_DEVICE T min(int n, F f) {  // n >= 1
     T t = f(0);
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) t = min_of(t, (T)f(i));
     return join(t, [](T a, T b) { return min_of(a, b); });
   }
   template <class T, class F>
   SHAMISA_DEVICE T max(int n, F f) {  // n >= 1
     T t = f(0);
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) t = max_of(t, (T)f(i));
     return join(t, [](T a, T b) { return max_of(a, b); });
   }
@@ -272,6 +281,7 @@ struct BlockTeam {
   }
   template <class F>
   SHAMISA_DEVICE void each_words(int n, uint32_t draw, Key key, F f) {
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) f(i, philox(key, (uint32_t)i, draw));
     __syncthreads();
   }

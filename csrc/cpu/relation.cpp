@@ -3,8 +3,6 @@
 // Thin: tensors become pointers, loops run on torch's threads, the arithmetic is csrc/relation compiled per x86-64 level.
 // Results do not depend on the number of threads: each output is written by one task, and choices follow a total order.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cmath>
@@ -14,6 +12,7 @@
 #include "../relation/neighbors.h"
 #include "../relation/transport.h"
 #include "levels.h"
+#include "tensors.h"
 
 namespace shamisa {
 
@@ -24,9 +23,6 @@ extern const RelationKernels relation_any;
 #endif
 
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 const RelationKernels& level() {
 #if defined(SHAMISA_X86)
@@ -48,47 +44,6 @@ const TypedRelationKernels<double>& typed<double>() {
   return level().f64;
 }
 
-template <class T>
-constexpr ScalarType type_of = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-
-ScalarType compute_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-Tensor dense(const Tensor& x, ScalarType type) {
-  const Tensor y = x.scalar_type() == type ? x : torch::stable::to(x, type);
-  return torch::stable::contiguous(y);
-}
-Tensor back(const Tensor& x, ScalarType type) { return x.scalar_type() == type ? x : torch::stable::to(x, type); }
-Tensor make(std::initializer_list<int64_t> size, ScalarType type) {
-  return torch::stable::empty({size.begin(), size.size()}, type);
-}
-template <class T>
-T* data(const Tensor& x) {
-  return static_cast<T*>(x.mutable_data_ptr());
-}
-template <class T>
-const T* read(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-
-// f(T{}) with T = float or double
-template <class F>
-auto with_type(ScalarType type, F f) {
-  return type == ScalarType::Double ? f(double{}) : f(float{});
-}
-
-constexpr int64_t work = 1 << 15;  // multiplications worth a thread
-template <class F>
-void parallel(int64_t n, int64_t cost, F f) {
-  if (n > 0) torch::stable::parallel_for(0, n, cost < work ? work / cost + 1 : 1, f);
-}
-
-void check_index(const int64_t* index, int64_t M, int64_t N, const char* name) {
-  bool good = true;
-  for (int64_t e = 0; e < M; ++e) good &= index[e] >= 0 && index[e] < N;
-  STD_TORCH_CHECK(good, name, " must be in 0..", N - 1);
-}
-
 // ---- neighbours ------------------------------------------------------------------------------------------------------
 std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
   STD_TORCH_CHECK(h.dim() == 2 && h.size(0) > k && k >= 1, "h must be [N, F] with N > k = ", k);
@@ -101,26 +56,36 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
     const TypedRelationKernels<T>& run = typed<T>();
     const int candidates = (int)(k + neighbor_margin < N - 1 ? k + neighbor_margin : N - 1);
     const int64_t panels = (N + run.panel_rows - 1) / run.panel_rows;
+    const int stride = 1 + (candidates + list_lanes - 1) / list_lanes * list_lanes;
     const Tensor packed = make({panels * run.panel_rows * F}, type_of<T>), norm = make({N}, type_of<T>);
-    const Tensor key = make({N, candidates}, type_of<T>), row = make({N, candidates}, ScalarType::Int);
-    const Neighbors<T> g = {read<T>(x),        N, F, (int)k, candidates, data<T>(packed), data<T>(norm), data<T>(key),
-                            data<int32_t>(row)};
-    parallel(panels, run.panel_rows * F, [&](int64_t a, int64_t b) { run.pack(g.h, N, F, a, b, g.packed); });
+    std::vector<T> center(F), key(N * stride);
+    std::vector<RowOf<T>> row(N * stride);
+    const Neighbors<T> g = {
+        read<T>(x), N, F, (int)k, candidates, stride, center.data(), data<T>(packed), data<T>(norm), key.data(), row.data()};
+    parallel(F, center_rows, [&](int64_t a, int64_t b) { run.neighbors_center(g, a, b); });
+    parallel(panels, run.panel_rows * F, [&](int64_t a, int64_t b) { run.pack(g.h, g.center, N, F, a, b, g.packed); });
     parallel(N, F, [&](int64_t a, int64_t b) { run.neighbors_begin(g, a, b); });
-    const int64_t blocks = blocks_of(N);
-    for (int64_t round = -1; round < rounds_of(blocks); ++round)
-      parallel(round < 0 ? blocks : pairs_of(blocks), block_rows * block_rows * F, [&](int64_t a, int64_t b) {
-        std::vector<T> scratch(block_rows * block_rows);
+    // Groups of blocks meet, as large as the threads allow: a block that meets many in turn stays in the cache.
+    const int64_t blocks = blocks_of(N), per = std::max<int64_t>(1, blocks / (4 * torch::stable::get_num_threads()));
+    const int64_t groups = (blocks + per - 1) / per;
+    for (int64_t round = -1; round < rounds_of(groups); ++round)
+      parallel(round < 0 ? groups : pairs_of(groups), per * per * block_rows * block_rows * F, [&](int64_t a, int64_t b) {
+        const Tensor scratch = make({block_rows * block_rows}, type_of<T>);
         for (int64_t pair = a; pair < b; ++pair) {
           int64_t one = pair, two = pair;
-          if (round < 0 || meeting(blocks, round, pair, &one, &two)) run.neighbors_pair(g, one, two, scratch.data());
+          if (round >= 0 && !meeting(groups, round, pair, &one, &two)) continue;
+          for (int64_t x = one * per; x < blocks && x < (one + 1) * per; ++x)
+            for (int64_t y = one == two ? x : two * per; y < blocks && y < (two + 1) * per; ++y)
+              run.neighbors_pair(g, x, y, data<T>(scratch));
         }
       });
     parallel(N, candidates * F, [&](int64_t a, int64_t b) {
       std::vector<double> exact(candidates);
       run.neighbors_finish(g, a, b, data<T>(distance), data<int64_t>(neighbor), exact.data());
     });
-    parallel(N, k * k, [&](int64_t a, int64_t b) { neighbors_mutual(read<int64_t>(neighbor), k, a, b, data<bool>(mutual)); });
+    parallel(N, k * k, [&](int64_t a, int64_t b) {
+      for (int64_t e = a * k; e < b * k; ++e) data<bool>(mutual)[e] = way_back(read<int64_t>(neighbor), k, e / k, e % k) >= 0;
+    });
     return 0;
   });
   return {distance, neighbor, mutual};
@@ -135,9 +100,11 @@ Tensor apply_laplacian(const Tensor& x, int64_t M, I i, J j, Value value) {
   const Incidence<T> edges = {data<int64_t>(offset), data<int32_t>(other), data<T>(weight)};
   build_incidence<T>(N, M, i, j, value, edges);
   const Tensor out = make({N, D}, type_of<T>);
-  parallel((D + laplacian_columns - 1) / laplacian_columns, (2 * M + N) * laplacian_columns, [&](int64_t a, int64_t b) {
-    for (int64_t c = a * laplacian_columns; c < D && c < b * laplacian_columns; c += laplacian_columns)
-      typed<T>().laplacian(read<T>(x), N, D, edges, c, D - c < laplacian_columns ? D - c : laplacian_columns, data<T>(out));
+  const int64_t columns = strip_columns<T>(N);
+  parallel((D + columns - 1) / columns, (2 * M + N) * columns, [&](int64_t a, int64_t b) {
+    std::vector<T> strip(N * columns);
+    for (int64_t c = a * columns; c < D && c < b * columns; c += columns)
+      typed<T>().laplacian(read<T>(x), N, D, edges, c, D - c < columns ? D - c : columns, columns, strip.data(), data<T>(out));
   });
   return out;
 }
@@ -152,8 +119,16 @@ Tensor knn_graph_backward(Tensor grad, Tensor h, Tensor distance, Tensor neighbo
     const T *length = read<T>(d), *slope = read<T>(g);
     check_index(j, N * k, N, "neighbor");
     const auto value = [=](int64_t e) { return length[e] > 0 ? slope[e] / length[e] : length[e] == 0 ? T(0) : length[e]; };
+    std::vector<T> values(N * k);  // the two directions of a mutual pair as one edge, at the smaller row
+    parallel(N, k * k, [&](int64_t a, int64_t b) {
+      for (int64_t e = a * k; e < b * k; ++e) {
+        const int64_t other = way_back(j, k, e / k, e % k);
+        values[e] = other < 0 ? value(e) : e < other ? value(e) + value(other) : T(0);
+      }
+    });
+    const T* v = values.data();
     return back(apply_laplacian<T>(
-                    x, N * k, [=](int64_t e) { return e / k; }, [=](int64_t e) { return j[e]; }, value),
+                    x, N * k, [=](int64_t e) { return e / k; }, [=](int64_t e) { return j[e]; }, [=](int64_t e) { return v[e]; }),
                 h.scalar_type());
   });
 }
@@ -179,8 +154,8 @@ std::tuple<Tensor, Tensor, Tensor> transport_graph(Tensor log_p, int64_t edges, 
   const int64_t panels = (N + wide.panel_rows - 1) / wide.panel_rows, stride = panels * wide.panel_rows;
   std::vector<double> packed_log(stride * K), packed_p(stride * K);
   parallel(panels, wide.panel_rows * K, [&](int64_t a, int64_t b) {
-    wide.pack(lp, N, K, a, b, packed_log.data());
-    wide.pack(p.data(), N, K, a, b, packed_p.data());
+    wide.pack(lp, nullptr, N, K, a, b, packed_log.data());
+    wide.pack(p.data(), nullptr, N, K, a, b, packed_p.data());
   });
 
   const Tensor weight = make({M}, compute_type(log_p)), index = make({2, M}, ScalarType::Long);

@@ -16,7 +16,7 @@ SHAMISA_HD int64_t padded_bytes(int H, int W, int radius) { return taken<float>(
 
 // the borders of padded rows from their first and last pixel
 template <class Team>
-SHAMISA_HD void pad_rows(Team& team, float* padded, int H, int W, int radius) {
+SHAMISA_OP void pad_rows(Team& team, float* padded, int H, int W, int radius) {
   const int stride = W + 2 * radius;
   team.grid(H, radius, [=](int y, int k) {
     float* row = padded + y * stride;
@@ -25,7 +25,7 @@ SHAMISA_HD void pad_rows(Team& team, float* padded, int H, int W, int radius) {
   });
 }
 template <class Team>
-SHAMISA_HD void pad_plane(Team& team, const float* plane, float* padded, int H, int W, int radius) {
+SHAMISA_OP void pad_plane(Team& team, const float* plane, float* padded, int H, int W, int radius) {
   const int stride = W + 2 * radius;
   team.grid(H, W, [=](int y, int x) { padded[y * stride + radius + x] = plane[y * W + x]; });
   pad_rows(team, padded, H, W, radius);

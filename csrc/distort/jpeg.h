@@ -113,6 +113,11 @@ SHAMISA_HD void recode_column(int* column, const float* step, const float* inver
   inverse_dct<11>(v);
   for (int i = 0; i < 8; ++i) column[i * stride] = v[i];
 }
+// all columns of all blocks of a plane; a function of its own, because nothing of the codec around it need stay in registers
+template <class Team>
+SHAMISA_OP void recode_columns(Team& team, int* plane, const float* step, const float* inverse, int height, int width) {
+  team.grid(height / 8, width, [=](int y, int x) { recode_column(plane + 8 * y * width + x, step + x, inverse + x, width); });
+}
 
 }  // namespace jpeg_detail
 
@@ -179,10 +184,8 @@ SHAMISA_OP void jpeg(Team& team, Image image, Scratch scratch, float value) {
     forward_dct<true>(v);
     for (int j = 0; j < 8; ++j) luma[8 * i + j] = v[j];
   });
-  team.grid(luma_h / 8, luma_w, [=](int y, int x) { recode_column(luma + 8 * y * luma_w + x, step + x, inverse + x, luma_w); });
-  team.grid(2 * chroma_h / 8, chroma_w, [=](int y, int x) {
-    recode_column(chroma + 8 * y * chroma_w + x, step + 8 * luma_w + x, inverse + 8 * luma_w + x, chroma_w);
-  });
+  recode_columns(team, luma, step, inverse, luma_h, luma_w);
+  recode_columns(team, chroma, step + 8 * luma_w, inverse + 8 * luma_w, 2 * chroma_h, chroma_w);
   team.each((p.luma() + 2 * p.chroma()) / 8, [=](int i) {
     int v[8];
     for (int j = 0; j < 8; ++j) v[j] = luma[8 * i + j];

@@ -54,20 +54,21 @@ SHAMISA_HD PointStage point_stage(int opcode, float value, Key key) {
   }
 }
 
-// Pixels first .. first + count - 1 of an image on their way through a run: in the image (CPU) or in registers (CUDA, one).
-struct Piece {
-  float *r, *g, *b;  // [count]
-  int first, count;
+// Pixels on their way through a run. On the CPU some neighbours, each distortion a loop over them; on CUDA one, in registers
+// (an array that a loop could index would live in memory).
+struct PixelRow {
+  float *r, *g, *b;  // [count], in the image
+  int first, count;  // number of the first pixel
 
   template <class F>
   SHAMISA_HD void each(F f) {
-    const Piece p = *this;
+    const PixelRow p = *this;
     SHAMISA_INDEPENDENT
     for (int i = 0; i < p.count; ++i) p.put(i, f(p.pixel(i)));
   }
   template <class F>
   SHAMISA_HD void each_words(Key key, F f) {
-    const Piece p = *this;
+    const PixelRow p = *this;
     words_from((uint32_t)first, count, 0, key, [=](int i, Words w) { p.put(i, f(p.pixel(i), w)); });
   }
 
@@ -79,7 +80,21 @@ struct Piece {
     b[i] = x.b;
   }
 };
+struct OnePixel {
+  Rgb x;
+  int first;
 
+  template <class F>
+  SHAMISA_HD void each(F f) {
+    x = f(x);
+  }
+  template <class F>
+  SHAMISA_HD void each_words(Key key, F f) {
+    x = f(x, philox(key, (uint32_t)first));
+  }
+};
+
+template <class Piece>
 SHAMISA_STEP void apply_point(Piece& piece, const PointStage& stage) {
   const float a = stage.a, b = stage.b;
   const Key key = stage.key;
@@ -126,7 +141,7 @@ SHAMISA_HD void read_row(Type type, const typename Type::Storage* from, int64_t 
 }
 
 // from source s of the batch; a source that is not there is black
-SHAMISA_STEP void read_source(Piece& piece, const Batch& batch, int64_t s) {
+SHAMISA_STEP void read_source(PixelRow& piece, const Batch& batch, int64_t s) {
   const int64_t down = batch.source_stride[2], right = batch.source_stride[3];
   const bool one_row = right == 1 && down == batch.W;  // the rows follow each other
   const bool there = s >= 0 && s < batch.S;
@@ -144,9 +159,19 @@ SHAMISA_STEP void read_source(Piece& piece, const Batch& batch, int64_t s) {
   });
   if (!there) piece.each([](Rgb) { return Rgb{0.f, 0.f, 0.f}; });
 }
+SHAMISA_STEP void read_source(OnePixel& piece, const Batch& batch, int64_t s) {
+  const int64_t y = piece.first / batch.W, x = piece.first % batch.W, plane = batch.source_stride[1];
+  piece.x = {0.f, 0.f, 0.f};
+  if (s < 0 || s >= batch.S) return;
+  const int64_t at = s * batch.source_stride[0] + y * batch.source_stride[2] + x * batch.source_stride[3];
+  with_type(batch.source_type, [&](auto type) {
+    const auto* from = (const typename decltype(type)::Storage*)batch.source + at;
+    piece.x = {clamp01(type.read(from[0])), clamp01(type.read(from[plane])), clamp01(type.read(from[2 * plane]))};
+  });
+}
 
 // to image n of the output: optional (x - mean) / std, cast, layout
-SHAMISA_STEP void write_out(const Piece& piece, const Batch& batch, int64_t n) {
+SHAMISA_STEP void write_out(const PixelRow& piece, const Batch& batch, int64_t n) {
   const int count = piece.count;
   const int64_t pixels = (int64_t)batch.H * batch.W;
   with_type(batch.out_type, [&](auto type) {
@@ -172,32 +197,56 @@ SHAMISA_STEP void write_out(const Piece& piece, const Batch& batch, int64_t n) {
     }
   });
 }
+SHAMISA_STEP void write_out(const OnePixel& piece, const Batch& batch, int64_t n) {
+  const int64_t pixels = (int64_t)batch.H * batch.W;
+  const int64_t next = batch.channels_last ? 1 : pixels,
+                at = n * 3 * pixels + (batch.channels_last ? 3 : 1) * (int64_t)piece.first;
+  const auto final = [&](float x, int c) { return batch.normalize ? (x - batch.mean[c]) / batch.std[c] : x; };
+  const Rgb x = {final(piece.x.r, 0), final(piece.x.g, 1), final(piece.x.b, 2)};
+  with_type(batch.out_type, [&](auto type) {
+    auto* out = (typename decltype(type)::Storage*)batch.out + at;
+    out[0] = type.write(x.r);
+    out[next] = type.write(x.g);
+    out[2 * next] = type.write(x.b);
+  });
+}
 
 // ---- a run -----------------------------------------------------------------------------------------------------------
+// the image's own pixels, where a run does not begin or end elsewhere
+SHAMISA_HD void read_image(PixelRow&, Image) {}
+SHAMISA_HD void write_image(const PixelRow&, Image) {}
+SHAMISA_HD void read_image(OnePixel& piece, Image image) {
+  piece.x = {image.plane(0)[piece.first], image.plane(1)[piece.first], image.plane(2)[piece.first]};
+}
+SHAMISA_HD void write_image(const OnePixel& piece, Image image) {
+  image.plane(0)[piece.first] = piece.x.r;
+  image.plane(1)[piece.first] = piece.x.g;
+  image.plane(2)[piece.first] = piece.x.b;
+}
+// a run from source to output needs no image: its pieces take turns in one place
+template <int Width>
+SHAMISA_HD PixelRow piece_of(Image image, int first, int count, bool passing, Lanes<Width>) {
+  const int at = passing ? 0 : first;
+  return {image.plane(0) + at, image.plane(1) + at, image.plane(2) + at, first, count};
+}
+SHAMISA_HD OnePixel piece_of(Image, int first, int, bool, Lanes<1>) { return {{0.f, 0.f, 0.f}, first}; }
+
 // Stages [count] in small memory, any number. enter: read source s of that batch, else the image; leave: write output n of
 // that batch, else the image.
 template <class Team>
 SHAMISA_OP void run_points(Team& team, Image image, const PointStage* stages, int count, const Batch* enter, int64_t s,
                            const Batch* leave, int64_t n) {
-  float *r = image.plane(0), *g = image.plane(1), *b = image.plane(2);
   team.template pieces<piece_pixels>(image.pixels(), [=](int first, int pixels, auto lanes) {
-    constexpr bool registers = decltype(lanes)::width == 1;
-    float own[3] = {};
-    Piece piece{own, own + 1, own + 2, first, pixels};
-    if (!registers) {
-      // a run from source to output needs no image: its pieces take turns in one place
-      const int at = enter && leave ? 0 : first;
-      piece.r = r + at, piece.g = g + at, piece.b = b + at;
-    }
+    auto piece = piece_of(image, first, pixels, enter && leave, lanes);
     if (enter)
       read_source(piece, *enter, s);
-    else if (registers)
-      own[0] = r[first], own[1] = g[first], own[2] = b[first];
+    else
+      read_image(piece, image);
     for (int k = 0; k < count; ++k) apply_point(piece, stages[k]);
     if (leave)
       write_out(piece, *leave, n);
-    else if (registers)
-      r[first] = own[0], g[first] = own[1], b[first] = own[2];
+    else
+      write_image(piece, image);
   });
 }
 

@@ -8,20 +8,38 @@
 namespace shamisa {
 
 constexpr int neighbor_margin = 5;              // candidates beyond k: more than can lie within rounding of the last place
-constexpr int segment_rows = 12;                // rows of scores are shared out in multiples of this (of tile_rows)
+constexpr int segment_rows = 24;                // rows of scores are shared out in multiples of this (of tile_rows)
 constexpr int block_rows = 96;                  // rows whose products are made together
-constexpr int laplacian_columns = 64;           // columns summed together: so many of all rows stay in the second cache
+constexpr int list_lanes = 16;                  // lists of candidates are multiples of this
+constexpr int center_rows = 128;                // rows whose mean is taken off all
 constexpr int64_t transport_nodes = 1LL << 16;  // positions i N + j fit in 32 bits
+
+// a row number as wide as T, so that vectors of both have as many lanes
+template <class T>
+struct RowNumber {
+  typedef int64_t type;
+};
+template <>
+struct RowNumber<float> {
+  typedef int32_t type;
+};
+template <class T>
+using RowOf = typename RowNumber<T>::type;
 
 template <class T>
 struct Neighbors {
   const T* h;  // [N, F]
   int64_t N, F;
   int k, candidates;  // candidates = min(k + neighbor_margin, N - 1)
-  T* packed;          // [panels of N][F][panel_rows]
-  T* norm;            // [N], |h|^2
-  T* key;             // [N, candidates], squared distances, ascending
-  int32_t* row;       // [N, candidates]; -1 while free
+  int stride;         // places of a list: candidates up to whole list_lanes, and one before them
+  T* center;          // [F], common to all rows
+  T* packed;          // [panels of N][F][panel_rows], h - center
+  T* norm;            // [N], |h - center|^2
+  T* key;             // [N, stride], squared distances, ascending; the first is less than all
+  RowOf<T>* row;      // [N, stride]; N while free
+
+  T* keys(int64_t i) const { return key + i * stride + 1; }
+  RowOf<T>* rows(int64_t i) const { return row + i * stride + 1; }
 };
 
 // For each node its edges, in both directions: node n has other[e], value[e] for offset[n] <= e < offset[n + 1].
@@ -39,6 +57,16 @@ struct Transport {
   int64_t edges;  // per row; 0: the largest of the whole matrix are collected
   bool diagonal;
 };
+
+// Columns that are summed over edges together: so many of all N rows stay in the second cache.
+template <class T>
+constexpr int most_columns = 256 / (int)sizeof(T);
+template <class T>
+inline int64_t strip_columns(int64_t N) {
+  int64_t columns = most_columns<T>;
+  while (columns * (int64_t)sizeof(T) > 64 && N * columns * (int64_t)sizeof(T) > 640 * 1024) columns /= 2;
+  return columns;
+}
 
 // The m smallest of a stream of numbers that differ
 struct Smallest {
@@ -69,11 +97,13 @@ template <class T>
 struct TypedRelationKernels {
   int panel_rows;  // rows of a packed panel of T
   int tile_rows;   // rows of scores made at a time
-  void (*pack)(const T* x, int64_t N, int64_t D, int64_t first_panel, int64_t last_panel, T* packed);
+  void (*pack)(const T* x, const T* center, int64_t N, int64_t D, int64_t first_panel, int64_t last_panel, T* packed);
+  void (*neighbors_center)(const Neighbors<T>&, int64_t first_column, int64_t last_column);
   void (*neighbors_begin)(const Neighbors<T>&, int64_t first, int64_t last);
   void (*neighbors_pair)(const Neighbors<T>&, int64_t block_a, int64_t block_b, T* scratch);
   void (*neighbors_finish)(const Neighbors<T>&, int64_t first, int64_t last, T* distance, int64_t* neighbor, double* exact);
-  void (*laplacian)(const T* x, int64_t N, int64_t D, Incidence<T>, int64_t column, int64_t width, T* out);
+  void (*laplacian)(const T* x, int64_t N, int64_t D, Incidence<T>, int64_t column, int64_t width, int64_t columns, T* strip,
+                    T* out);
   void (*pair_squared)(const T* z, int64_t D, const int64_t* i, const int64_t* j, int64_t first, int64_t last, T* squared);
   Extreme (*transport_rows)(const Transport&, int64_t first, int64_t last, double* score, Smallest*, int64_t* index_j);
 };

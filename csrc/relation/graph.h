@@ -31,34 +31,56 @@ inline void build_incidence(int64_t N, int64_t M, I i, J j, Value value, Inciden
   to.offset[0] = 0;
 }
 
-// out_n = sum over the edges of n of value (x_n - x_other), for the columns [column, column + width) of all N rows
+// columns [column, column + width) of the N rows side by side in strip [N, columns], zeros after them: rows a power of two
+// apart would share few lines of a cache
 template <class T>
-inline void laplacian(const T* x, int64_t N, int64_t D, Incidence<T> edges, int64_t column, int64_t width, T* out) {
-  using S = Simd<T>;
-  constexpr int W = S::width, parts = laplacian_columns / 2 / W;
+inline void copy_strip(const T* x, int64_t N, int64_t D, int64_t column, int64_t width, int64_t columns, T* strip) {
   for (int64_t n = 0; n < N; ++n) {
-    const T* own = x + n * D + column;
-    T* o = out + n * D + column;
+    const T* from = x + n * D + column;
+    T* to = strip + n * columns;
     int64_t c = 0;
-    for (; c + parts * W <= width; c += parts * W) {
-      typename S::V sum[parts], mine[parts];
-#pragma GCC unroll 8
-      for (int u = 0; u < parts; ++u) sum[u] = S::fill(0), mine[u] = S::load(own + c + u * W);
-      for (int64_t e = edges.offset[n]; e < edges.offset[n + 1]; ++e) {
-        const T* y = x + edges.other[e] * D + column + c;
-        const typename S::V v = S::fill(edges.value[e]);
-#pragma GCC unroll 8
-        for (int u = 0; u < parts; ++u) sum[u] = multiply_add(v, mine[u] - S::load(y + u * W), sum[u]);
-      }
-#pragma GCC unroll 8
-      for (int u = 0; u < parts; ++u) S::store(o + c + u * W, sum[u]);
-    }
-    for (; c < width; ++c) {
-      T sum = 0;
-      for (int64_t e = edges.offset[n]; e < edges.offset[n + 1]; ++e)
-        sum = multiply_add(edges.value[e], own[c] - x[edges.other[e] * D + column + c], sum);
-      o[c] = sum;
-    }
+    for (; c < width; ++c) to[c] = from[c];
+    for (; c < columns; ++c) to[c] = T(0);
+  }
+}
+
+// out_n = sum over the edges of n of value (x_n - x_other), for `parts` vectors of columns
+template <int parts, class T>
+inline void laplacian_vectors(const T* x /* [columns], of node 0 */, int64_t columns, const T* own, Incidence<T> edges, int64_t n,
+                              T* out) {
+  using S = Wide<T>;
+  constexpr int W = S::width;
+  typename S::V sum[parts], mine[parts];
+#pragma GCC unroll 4
+  for (int u = 0; u < parts; ++u) sum[u] = S::fill(0), mine[u] = S::load(own + u * W);
+  for (int64_t e = edges.offset[n]; e < edges.offset[n + 1]; ++e) {
+    const T* y = x + edges.other[e] * columns;
+    const typename S::V v = S::fill(edges.value[e]);
+#pragma GCC unroll 4
+    for (int u = 0; u < parts; ++u) sum[u] = multiply_add(v, mine[u] - S::load(y + u * W), sum[u]);
+  }
+#pragma GCC unroll 4
+  for (int u = 0; u < parts; ++u) S::store(out + u * W, sum[u]);
+}
+
+// the same for the columns [column, column + width) of all N rows; strip [N, columns] is scratch, width <= columns, which is a
+// strip_columns
+template <class T>
+inline void laplacian(const T* x, int64_t N, int64_t D, Incidence<T> edges, int64_t column, int64_t width, int64_t columns,
+                      T* strip, T* out) {
+  constexpr int W = Wide<T>::width;
+  copy_strip(x, N, D, column, width, columns, strip);
+  T line[most_columns<T>];
+  for (int64_t n = 0; n < N; ++n) {
+    T* o = out + n * D + column;
+    T* to = width == columns ? o : line;
+    const T* own = strip + n * columns;
+    int64_t c = 0;
+    for (; c + 4 * W <= columns; c += 4 * W) laplacian_vectors<4>(strip + c, columns, own + c, edges, n, to + c);
+    for (; c + 2 * W <= columns; c += 2 * W) laplacian_vectors<2>(strip + c, columns, own + c, edges, n, to + c);
+    for (; c < columns; c += W) laplacian_vectors<1>(strip + c, columns, own + c, edges, n, to + c);
+    if (to == line)
+      for (c = 0; c < width; ++c) o[c] = line[c];
   }
 }
 

@@ -9,12 +9,12 @@
 
 SHAMISA_BEGIN
 
-// a compiler vector of T as wide as the instruction set makes worth while
-template <class T>
+// a compiler vector of T, `floats` floats long; the default is as wide as the instruction set makes worth while
+template <class T, int floats = SHAMISA_VECTOR>
 struct Simd {
-  static constexpr int width = SHAMISA_VECTOR * 4 / (int)sizeof(T);
-  typedef T V __attribute__((vector_size(SHAMISA_VECTOR * 4)));
-  typedef T Unaligned __attribute__((vector_size(SHAMISA_VECTOR * 4), aligned(sizeof(T)), may_alias));
+  static constexpr int width = floats * 4 / (int)sizeof(T);
+  typedef T V __attribute__((vector_size(floats * 4)));
+  typedef T Unaligned __attribute__((vector_size(floats * 4), aligned(sizeof(T)), may_alias));
 
   SHAMISA_HD static V load(const T* p) { return *(const Unaligned*)p; }
   SHAMISA_HD static void store(T* p, V v) { *(Unaligned*)p = v; }
@@ -25,31 +25,39 @@ struct Simd {
     return s;
   }
 };
+// For sums that stay in their lane: their bits do not depend on the width.
+template <class T>
+using Wide = Simd<T, SHAMISA_WIDE>;
 
 // a b + c, fused where there is an instruction for it (contraction is off in this project)
 SHAMISA_HD float multiply_add(float a, float b, float c) { return a * b + c; }
 SHAMISA_HD double multiply_add(double a, double b, double c) { return a * b + c; }
-SHAMISA_HD Simd<float>::V multiply_add(Simd<float>::V a, Simd<float>::V b, Simd<float>::V c) {
 #if defined(__FMA__) && SHAMISA_VECTOR == 8
+SHAMISA_HD Simd<float>::V multiply_add(Simd<float>::V a, Simd<float>::V b, Simd<float>::V c) {
   return (Simd<float>::V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-  return a * b + c;
-#endif
 }
 SHAMISA_HD Simd<double>::V multiply_add(Simd<double>::V a, Simd<double>::V b, Simd<double>::V c) {
-#if defined(__FMA__) && SHAMISA_VECTOR == 8
   return (Simd<double>::V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-#else
-  return a * b + c;
-#endif
 }
+#if SHAMISA_WIDE == 16
+SHAMISA_HD Wide<float>::V multiply_add(Wide<float>::V a, Wide<float>::V b, Wide<float>::V c) {
+  return (Wide<float>::V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+SHAMISA_HD Wide<double>::V multiply_add(Wide<double>::V a, Wide<double>::V b, Wide<double>::V c) {
+  return (Wide<double>::V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
+#endif
+#else
+SHAMISA_HD Simd<float>::V multiply_add(Simd<float>::V a, Simd<float>::V b, Simd<float>::V c) { return a * b + c; }
+SHAMISA_HD Simd<double>::V multiply_add(Simd<double>::V a, Simd<double>::V b, Simd<double>::V c) { return a * b + c; }
+#endif
 
 // Rows are packed in panels, [panel][column][row of the panel], the last one padded with zeros. A tile of the product is
-// tile_rows rows of one panel times all rows of another: 4 x 3 vectors of sums fill the registers.
+// tile_rows rows of one panel times all rows of another: 4 x 3 vectors of sums, 8 x 3 where there are 32 registers.
 template <class T>
-constexpr int panel_rows = 3 * Simd<T>::width;
+constexpr int panel_rows = 3 * Wide<T>::width;
 template <class T>
-constexpr int tile_rows = panel_rows<T> % 4 == 0 ? 4 : 2;
+constexpr int tile_rows = SHAMISA_WIDE == 16 ? 8 : panel_rows<T> % 4 == 0 ? 4 : 2;
 constexpr int depth_step =
     128;  // columns summed before a tile goes back to memory: keeps panels in the first cache, errors small
 
@@ -58,30 +66,38 @@ SHAMISA_HD int64_t panels_of(int64_t rows) {
   return (rows + panel_rows<T> - 1) / panel_rows<T>;
 }
 
+// x - center, or x alone without a center
 template <class T>
-inline void pack_panels(const T* x /* [N, D] */, int64_t N, int64_t D, int64_t first, int64_t last, T* packed) {
+inline void pack_panels(const T* x /* [N, D] */, const T* center /* [D] */, int64_t N, int64_t D, int64_t first, int64_t last,
+                        T* packed) {
   constexpr int P = panel_rows<T>;
   for (int64_t panel = first; panel < last; ++panel)
     for (int64_t d0 = 0; d0 < D; d0 += depth_step)  // a stretch at a time, so that its lines stay in the cache
       for (int r = 0; r < P; ++r) {
         const int64_t row = panel * P + r, end = d0 + depth_step < D ? d0 + depth_step : D;
+        const T* from = x + row * D;
         T* out = packed + panel * P * D + r;
-        for (int64_t d = d0; d < end; ++d) out[d * P] = row < N ? x[row * D + d] : T(0);
+        if (row >= N)
+          for (int64_t d = d0; d < end; ++d) out[d * P] = T(0);
+        else if (center)
+          for (int64_t d = d0; d < end; ++d) out[d * P] = from[d] - center[d];
+        else
+          for (int64_t d = d0; d < end; ++d) out[d * P] = from[d];
       }
 }
 
 // out[r][0 .. P) += x[d][r] y[d][0 .. P) summed over D columns of two panels; out has row stride `stride`
 template <class T>
 inline void product_tile(const T* x, const T* y, int64_t D, T* out, int64_t stride) {
-  using S = Simd<T>;
+  using S = Wide<T>;
   constexpr int P = panel_rows<T>, R = tile_rows<T>, W = S::width;
   typename S::V sum[R][3];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = sum[r][2] = S::fill(0);
 #pragma GCC unroll 2
   for (int64_t d = 0; d < D; ++d, x += P, y += P) {
     const typename S::V a = S::load(y), b = S::load(y + W), c = S::load(y + 2 * W);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const typename S::V v = S::fill(x[r]);
       sum[r][0] = multiply_add(v, a, sum[r][0]);
@@ -89,7 +105,7 @@ inline void product_tile(const T* x, const T* y, int64_t D, T* out, int64_t stri
       sum[r][2] = multiply_add(v, c, sum[r][2]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
     for (int u = 0; u < 3; ++u) {

@@ -10,7 +10,7 @@ import os
 import stat
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -60,7 +60,13 @@ class Photos(Protocol):
 
 
 # ---- one file --------------------------------------------------------------------------------------------------------
-def read_photo(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS, min_side: int = 1) -> Tensor:
+def read_photo(
+    path: str | os.PathLike,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = 1,
+    admit: Callable[[int], None] | None = None,
+) -> Tensor:
     """One image file -> uint8 [3, H, W] RGB, upright. The strides are those of interleaved pixels (no copy is made).
 
     Greyscale is repeated into three channels; palettes are looked up; alpha, a transparent palette entry or colour is
@@ -73,6 +79,7 @@ def read_photo(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS, min_sid
         max_pixels: width x height above which the file is refused before decoding. Pillow's own limit
             (``2 * PIL.Image.MAX_IMAGE_PIXELS``) holds as well.
         min_side: the shortest side accepted, pixels.
+        admit: called with width x height before decoding; may wait until there is memory for it.
 
     Raises:
         PhotoError: no such file, not a regular file, no permission, empty, not an image, truncated, corrupt, too large,
@@ -95,6 +102,8 @@ def read_photo(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS, min_sid
                 if min(width, height) < min_side:
                     reason = f"has {width} x {height} pixels, a side is shorter than min_side = {min_side}"
                     raise PhotoError(_printable(path), reason)
+                if admit is not None:
+                    admit(width * height)
                 image.load()
                 pixels = np.array(_upright(_rgb(image), _orientation(image)))  # [H, W, 3] uint8
     except PhotoError:

@@ -1,0 +1,123 @@
+"""Encoder and regressor as one module, images to scores: what ``export``, ``metric``, ``hub`` and ``pyiqa_plugin`` share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .crops import ten_crops
+from .engine import IMAGENET_MEAN, IMAGENET_STD
+from .features import CROPS, SCALES, views
+from .ridge import Regressor
+
+_SLACK = (
+    1e-3  # of floating images beyond 0..1: less than a third of a level; rounding of a normalisation and its inverse
+)
+
+
+class QualityNet(nn.Module):
+    """Images -> quality in 0..1, higher is better, by the protocol of ``shamisa score`` (five crops, full and half size).
+
+    Floating images are first rounded to the 256 levels of files, so that a score does not depend on where the pixels came
+    from; hence scores have no gradient with respect to images.
+
+    Args:
+        encoder: normalised images [N, 3, crop, crop] -> h [N, F]; in eval mode from here on.
+        regressor: fitted on features of this encoder.
+        batch: images at a time; each is ten crops.
+        autocast: the encoder runs in the lower precision that ``torch.autocast`` chooses for its device.
+    """
+
+    def __init__(self, encoder: nn.Module, regressor: Regressor, *, batch: int = 8, autocast: bool = False) -> None:
+        super().__init__()
+        if not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
+        self.encoder = encoder
+        self.about, self.crop, self.batch, self.autocast = (
+            dict(regressor.about),
+            regressor.about["crop"],
+            batch,
+            autocast,
+        )
+        self.register_buffer("coef", regressor.coef.clone())  # [2F] float64
+        self.register_buffer("intercept", regressor.intercept.clone())  # [] float64
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> QualityNet:
+        """Stays in eval mode, also as part of a model that trains: the regressor knows no other features."""
+        return super().train(False)
+
+    def regressor(self) -> Regressor:
+        """The regressor, on the CPU."""
+        return Regressor(self.coef.cpu().clone(), self.intercept.cpu().clone(), dict(self.about))
+
+    def levels(self, images: Tensor, normalized: bool = False) -> Tensor:
+        """Images [N, 3, H, W] -> uint8, on the module's device: uint8 as they are, floating 0..1 rounded.
+
+        Args:
+            normalized: floating images are (x - mean) / std of ImageNet instead.
+
+        Raises:
+            ValueError: another shape or dtype, or values beyond 0..1 (NaN too).
+        """
+        if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
+            got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"images must be [N, 3, H, W], none of them 0, got {got}")
+        images = images.detach().to(self.mean.device)
+        if images.dtype == torch.uint8:
+            if normalized:
+                raise ValueError("normalised images must be floating, got torch.uint8")
+            return images
+        if not images.dtype.is_floating_point:
+            raise ValueError(f"images must be uint8 or floating, got {images.dtype}")
+        images = images.float()
+        images = images * self.std + self.mean if normalized else images
+        low, high = images.aminmax()
+        if not bool((low >= -_SLACK) & (high <= 1 + _SLACK)):
+            kind = (
+                "normalised images must lie in 0..1 before the normalisation"
+                if normalized
+                else "floating images must lie in 0..1"
+            )
+            raise ValueError(f"{kind}, got {low:g}..{high:g}")
+        return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def predict(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Crops uint8 [N, 2, 5, 3, crop, crop] -> score [N] in 0..1 and raw [N], on the regressor's scale; float32."""
+        x = (crops.flatten(0, 2).float() / 255 - self.mean) / self.std
+        if torch.compiler.is_compiling():  # an exported program holds no such context
+            h = self.encoder(x)
+        else:  # False shuts out an autocast around the call
+            with torch.autocast(x.device.type, enabled=self.autocast):
+                h = self.encoder(x)
+        h = h.double().view(-1, SCALES, CROPS, h.shape[1]).mean(2).flatten(1)  # crops of a scale share their weights
+        raw = h @ self.coef + self.intercept
+        low, high = self.about["low"], self.about["high"]
+        score = (raw - low) / (high - low)
+        score = 1 - score if self.about["lower_better"] else score
+        return score.clamp(0, 1).float(), raw.float()
+
+    def crops(self, images: Tensor) -> Tensor:
+        """Images uint8 [N, 3, H, W] -> crops uint8 [N, 2, 5, 3, crop, crop]."""
+        if images.is_cpu and not torch.compiler.is_compiling():
+            return torch.stack([views(i, self.crop) for i in images])  # the same pixels, sooner
+        return ten_crops(images, self.crop)
+
+    def forward(self, images: Tensor, normalized: bool = False) -> Tensor:
+        """Images [N, 3, H, W], uint8 or floating 0..1 (or normalised), any device -> scores [N] float32; no gradient."""
+        images = self.levels(images, normalized)
+        with torch.no_grad():
+            return torch.cat([self.predict(self.crops(part))[0] for part in images.split(self.batch)])
+
+
+def load_quality_net(
+    checkpoint: str, regressor: str, *, device: str = "cpu", batch: int = 8, autocast: bool = False
+) -> QualityNet:
+    """The module of a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
+    from .score import load_scorer
+
+    scorer = load_scorer(checkpoint, regressor, device=device, batch=batch)
+    net = QualityNet(scorer.extractor.encoder, scorer.regressor, batch=batch, autocast=autocast)
+    return net.to(scorer.extractor.device)
