@@ -1,6 +1,12 @@
-"""The probe: the search for a ridge strength against a loop over scikit-learn, and features of photographs."""
+"""The probe: the search for a ridge strength against a loop over scikit-learn, and features of photographs.
+
+``SHAMISA_LARGE=1 pytest benchmarks/test_probe.py -k large -s`` searches 100 strengths x 10 splits of 10,000 x 4,096.
+"""
 
 from __future__ import annotations
+
+import os
+import time
 
 import numpy as np
 import peers
@@ -40,6 +46,82 @@ def test_ridge(row, benchmark, subject, who):
         few = ridge.ALPHAS[::33]
         extra = error(ridge.fit_path(train, y[:n], few).predict(val), torch.from_numpy(loop(few)[0]))
     row(call, section="probe", subject=f"ridge, {subject}, 100 strengths", row=who, seconds=1.0, most=8, **extra)
+
+
+def problem(n, F, splits):
+    """X float32 [n, F], y [n], and random (train, val) positions, 70 and 10 of a hundred, for each split."""
+    g = torch.Generator().manual_seed(0)
+    X = torch.randn(n, F, generator=g)
+    # a spectrum that falls, as that of features does, and noise: the best strength lies inside the range
+    X = X / torch.arange(1, F + 1).sqrt()
+    y = (X[:, : F // 4].sum(1) + 4 * torch.randn(n, generator=g)).numpy().astype(np.float64)
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(n) for _ in range(splits)]
+    return X, y, [(np.sort(o[: n * 7 // 10]), np.sort(o[n * 7 // 10 : n * 8 // 10])) for o in orders]
+
+
+def loop_over_sklearn(X, y, train, val, alphas):
+    """Fit each strength anew; returns the SRCC on val of each and the predictions [val, A]."""
+    Ridge = peers.need("sklearn.linear_model").Ridge
+    a, b = X[train].double().numpy(), X[val].double().numpy()
+    found = [Ridge(alpha=alpha).fit(a, y[train]).predict(b) for alpha in alphas]
+    return np.array([metrics.srcc(p, y[val]) for p in found]), np.stack(found, 1)
+
+
+@pytest.mark.parametrize("who", ["shamisa.ridge", "scikit-learn loop"])
+def test_ridge_search(row, benchmark, who):
+    """The whole search: 100 strengths x 10 splits; the same choice in every split."""
+    X, y, splits = problem(400, 128, 10)
+
+    def ours():
+        return [ridge.select(X[t], y[t], X[v], y[v])[0].alpha.item() for t, v in splits]
+
+    def loop():
+        return [ridge.ALPHAS[np.argmax(loop_over_sklearn(X, y, t, v, ridge.ALPHAS)[0])] for t, v in splits]
+
+    try:
+        assert who != "shamisa.ridge" or ours() == loop()
+    except peers.Missing as missing:
+        pytest.skip(str(missing))
+    subject = "ridge search, 400 x 128, 100 strengths x 10 splits"
+    row(
+        ours if who == "shamisa.ridge" else loop,
+        section="probe",
+        subject=subject,
+        row=who,
+        seconds=1.0,
+        least=1,
+        most=5,
+    )
+
+
+@pytest.mark.skipif("SHAMISA_LARGE" not in os.environ, reason="SHAMISA_LARGE is not set: minutes")
+def test_large_ridge_search():
+    """Ours whole, scikit-learn by a sample of five strengths of the first split, CPU seconds of one thread."""
+    X, y, splits = problem(10_000, 4096, 10)
+    seconds, choices, sampled = [], [], None
+    for i, (train, val) in enumerate(splits):
+        start = time.process_time()
+        model, values = ridge.select(X[train], y[train], X[val], y[val])
+        seconds.append(time.process_time() - start)
+        best = int(np.nanargmax(values))
+        choices.append(best)
+        print(
+            f"split {i}: {seconds[-1]:.1f} s, strength {model.alpha.item():.4g} (number {best}), SRCC {values[best]:.4f}"
+        )
+        if i:
+            continue
+        positions = sorted({0, max(best - 1, 0), best, min(best + 1, 99), 99})
+        start = time.process_time()
+        srcc, predictions = loop_over_sklearn(X, y, train, val, ridge.ALPHAS[positions])
+        sampled = (time.process_time() - start) / len(positions)
+        path = ridge.fit_path(X[train], y[train], ridge.ALPHAS[positions])
+        np.testing.assert_allclose(path.predict(X[val]), predictions, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(srcc, values[positions], rtol=0, atol=1e-12)
+        print(f"scikit-learn: {sampled:.2f} s a fit ({len(positions)} fits), same predictions (1e-8) and the same SRCC")
+    ours, theirs = sum(seconds), sampled * 1000
+    print(f"ours {ours:.0f} s for 100 x 10, scikit-learn {theirs:.0f} s by extrapolation: {theirs / ours:.1f} times")
+    assert theirs > 20 * ours
 
 
 @pytest.mark.parametrize("who, batch", [("batches of 8", 8), ("one by one", 1)])

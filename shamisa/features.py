@@ -283,3 +283,33 @@ def extract(
     if values is None:
         raise ValueError(f"none of the {len(paths)} files can be read, the first is {failed[0]}")
     return Features(values[: len(kept)], kept, failed)
+
+
+def extract_difference(
+    extractor: Extractor,
+    paths: Sequence[str | os.PathLike],
+    references: Sequence[str | os.PathLike],
+    *,
+    progress: bool = True,
+    label: str = "",
+) -> Features:
+    """Full reference: |features of paths[i] - features of references[i]|, crop by crop. Each reference is read once.
+
+    An image whose reference cannot be read is left out, with the reference in ``failed``.
+    """
+    if len(paths) != len(references):
+        raise ValueError(f"references must be one for each of {len(paths)} paths, got {len(references)}")
+    once = {path: i for i, path in enumerate(dict.fromkeys(references))}
+    clean = extract(extractor, list(once), progress=progress, label=f"{label} references".strip())
+    row = {position: i for i, position in enumerate(clean.kept)}
+    found = extract(extractor, paths, progress=progress, label=label)
+    kept, failed, n = [], dict(found.failed), 0
+    for i, position in enumerate(found.kept):
+        reference = once[references[position]]
+        if reference in clean.failed:
+            failed[position] = clean.failed[reference]
+            continue
+        found.values[n] = (found.values[i] - clean.values[row[reference]]).abs()
+        kept.append(position)
+        n += 1
+    return Features(found.values[:n], kept, dict(sorted(failed.items())))

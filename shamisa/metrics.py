@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike
 
 SUMMARY = ("srcc", "plcc", "plcc_logistic", "krcc", "rmse")  # keys of ``summary``, in the order of tables
 
+_LOG_WIDTH = (-12.0, 12.0)  # of the logistic, in standard deviations: a step and a straight line to eleven digits
+
 
 def _pair(prediction: ArrayLike, target: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Both as float64 [n], checked."""
@@ -37,6 +39,21 @@ def srcc(prediction: ArrayLike, target: ArrayLike) -> float:
 
     x, y = _pair(prediction, target)
     return float("nan") if _constant(x, y) else float(spearmanr(x, y).statistic)
+
+
+def srcc_columns(predictions: ArrayLike, target: ArrayLike) -> np.ndarray:
+    """``srcc`` of each column of predictions [n, A] with target [n] -> [A]; all columns are ranked at once."""
+    from scipy.stats import rankdata
+
+    x = np.asarray(predictions, dtype=np.float64)
+    if x.ndim != 2:
+        raise ValueError(f"predictions must be [n, A], got {list(x.shape)}")
+    for column in x.T:
+        _, y = _pair(column, target)
+    x, y = rankdata(x, axis=0), rankdata(y)
+    x, y = x - x.mean(0), (y - y.mean())[:, None]
+    with np.errstate(invalid="ignore"):  # 0 / 0 where one is constant
+        return (x * y).sum(0) / np.sqrt((x * x).sum(0) * (y * y).sum(0))
 
 
 def plcc(prediction: ArrayLike, target: ArrayLike) -> float:
@@ -73,6 +90,7 @@ def fit_logistic(prediction: ArrayLike, target: ArrayLike) -> np.ndarray:
     The best of a few starting points. Raises ValueError where the prediction is constant: there is nothing to fit.
     """
     from scipy.optimize import least_squares
+    from scipy.special import expit
 
     x, y = _pair(prediction, target)
     mean, std = x.mean(), x.std()
@@ -81,12 +99,24 @@ def fit_logistic(prediction: ArrayLike, target: ArrayLike) -> np.ndarray:
     z = (x - mean) / std  # fitted in standard units, so that the step sizes suit every scale of scores
     falling = np.dot(z, y - y.mean()) < 0
     a, b = (y.min(), y.max()) if falling else (y.max(), y.min())
+
+    def residuals(p: np.ndarray) -> np.ndarray:
+        return logistic(z, (p[0], p[1], p[2], np.exp(np.clip(p[3], *_LOG_WIDTH)))) - y
+
+    def jacobian(p: np.ndarray) -> np.ndarray:
+        d = np.exp(np.clip(p[3], *_LOG_WIDTH))
+        rise = expit((z - p[2]) / d)
+        slope = (p[1] - p[0]) * rise * (1 - rise) / d
+        return np.stack([rise, 1 - rise, slope, slope * (z - p[2])], 1)
+
+    # Levenberg-Marquardt needs as many scores as parameters
+    options = {"method": "lm", "max_nfev": 500} if x.size >= 4 else {"max_nfev": 200}
     fits = [
-        least_squares(lambda p: logistic(z, (p[0], p[1], p[2], np.exp(p[3]))) - y, (a, b, c, np.log(d)), max_nfev=2000)
+        least_squares(residuals, (a, b, c, np.log(d)), jacobian, **options)
         for c, d in ((0.0, 0.25), (0.0, 1.0), (np.median(z), 0.5))
     ]
     a, b, c, log_d = min(fits, key=lambda fit: fit.cost).x
-    return np.array([a, b, mean + c * std, np.exp(log_d) * std])
+    return np.array([a, b, mean + c * std, np.exp(np.clip(log_d, *_LOG_WIDTH)) * std])
 
 
 def summary(prediction: ArrayLike, target: ArrayLike) -> dict[str, float]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .engine import DistortionEngine, Plan
+from .protocol import printable
 from .sheet import draw_grid
 
 TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
@@ -77,10 +78,49 @@ def contact_sheet(
     draw_grid(rows).save(path)
 
 
+def _plain(text: str) -> str:
+    """Any text -> text that is drawn as it stands: no formulas, no halves of characters."""
+    return printable(text).replace("$", r"\$")
+
+
+def bars(values: dict[str, float], path: Path, title: str, label: str = "SRCC") -> None:
+    """Draw a horizontal bar for each name, in the order given -> PNG. NaN has no bar."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 1.4 + 0.26 * len(values)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    drawn = axes.barh(range(len(values)), np.nan_to_num(list(values.values())), height=0.7)
+    axes.bar_label(drawn, ["-" if np.isnan(v) else f"{v:.3f}" for v in values.values()], padding=3, fontsize=8)
+    axes.set_yticks(range(len(values)), [_plain(n) for n in values], fontsize=8)
+    axes.invert_yaxis()
+    lowest = min(0.0, *np.nan_to_num(list(values.values())))
+    axes.set_xlim(lowest - 0.12 * (lowest < 0), 1.12)
+    axes.set_xlabel(label)
+    axes.set_title(_plain(title), fontsize=10, wrap=True)
+    axes.grid(alpha=0.3, axis="x")
+    figure.savefig(path, dpi=100)
+
+
 def scatter(
-    prediction: np.ndarray, target: np.ndarray, path: Path, title: str, target_label: str = "given score"
+    prediction: np.ndarray,
+    target: np.ndarray,
+    path: Path,
+    title: str,
+    target_label: str = "given score",
+    *,
+    dark: bool = False,
 ) -> None:
-    """Draw target [n] over prediction [n] with the 4-parameter logistic between them -> PNG."""
+    """Draw target [n] over prediction [n] with the 4-parameter logistic between them -> PNG; ``dark``: on a dark ground."""
+    from matplotlib import rc_context, style
+
+    ground = {f"{part}.facecolor": "#14171b" for part in ("figure", "axes", "savefig")}  # that of the page
+    with rc_context(style.library["dark_background"] | ground if dark else {}):
+        _scatter(prediction, target, path, title, target_label)
+
+
+def _scatter(prediction: np.ndarray, target: np.ndarray, path: Path, title: str, target_label: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -94,7 +134,7 @@ def scatter(
         x = np.linspace(prediction.min(), prediction.max(), 200)
         axes.plot(x, logistic(x, fit_logistic(prediction, target)), linewidth=1.8, label="4-parameter logistic")
         axes.legend()
-    axes.set_title(title, fontsize=10, wrap=True)
+    axes.set_title(_plain(title), fontsize=10, wrap=True)
     axes.set_xlabel("prediction")
     axes.set_ylabel(target_label)
     axes.grid(alpha=0.3)

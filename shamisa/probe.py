@@ -2,7 +2,8 @@
 
 Protocol: five crops at two scales, each crop a row with its image's score; the strength of the ridge chosen among 100 by
 SRCC on validation images; predictions averaged over the crops. Prints a table; writes results.json, predictions.csv,
-scatter.png, and the regressor (regressor.safetensors with its JSON) into the folder --out.
+scatter.png, and the regressor (regressor.safetensors with its JSON) into the folder --out; a page to look at with --report.
+With --cross the regressor of each data set is tested on all others.
 """
 
 from __future__ import annotations
@@ -10,30 +11,38 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import math
+import shlex
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
 
-from . import iqa_sets, metrics, ridge, runs
-from .features import CROPS, SCALES, Extractor, extract
-from .iqa_sets import LabelError, Labels, Split
+from . import iqa_sets, ridge, runs, splits
+from .features import CROPS, SCALES, Extractor, Features, extract, extract_difference
+from .labels import LabelError, Labels, find_files, find_references, read_csv
 from .models import Encoder
+from .protocol import finite, group_table, median, median_groups, printable, probe_split, table, without
+from .splits import Split
 
 UNTRAINED = "untrained:"  # --checkpoint untrained:torchvision/resnet50
 IMAGENET = "imagenet:"  # --checkpoint imagenet:torchvision/resnet50
+STATISTICS = "statistics"  # --checkpoint statistics: the hand-made baseline
 
 
-def open_encoder(checkpoint: str, seed: int = 0) -> Encoder:
-    """A run or checkpoint folder or file, ``untrained:NAME`` (random weights by ``seed``), or ``imagenet:NAME``.
+def open_encoder(checkpoint: str, seed: int = 0) -> torch.nn.Module:
+    """A run or checkpoint folder or file, ``untrained:NAME`` (random weights by ``seed``), ``imagenet:NAME``, or
+    ``statistics`` (``SceneStatistics``, where there is no file of that name); in eval mode.
 
     Raises ValueError or RuntimeError, with the reason.
     """
+    if checkpoint == STATISTICS and not Path(checkpoint).exists():
+        from .scene_statistics import SceneStatistics
+
+        return SceneStatistics().eval()
     for prefix, init in ((UNTRAINED, "none"), (IMAGENET, "imagenet")):
         if checkpoint.startswith(prefix):
             with torch.random.fork_rng(devices=[]):
@@ -56,75 +65,6 @@ def open_device(name: str) -> torch.device:
     return device
 
 
-def probe_split(
-    features: Tensor,  # [n, K, F]
-    labels: Labels,
-    split: Split,
-    device: torch.device | str = "cpu",
-) -> tuple[dict, ridge.Ridge, np.ndarray]:
-    """Choose the strength on val, fit on train (with val again where it was carved from train), judge on test.
-
-    Returns:
-        numbers (n, alpha, srcc of val, and ``metrics.summary`` of test), the regressor, and predictions of test [m].
-    """
-    train, val, test = split.train, split.val, split.test
-    y = labels.score
-    model, values = ridge.select(features[train], y[train], features[val], y[val], device=device)
-    if split.carved:
-        both = np.sort(np.concatenate([train, val]))
-        model = ridge.fit_path(features[both], y[both], model.alpha, device)
-    prediction = model.predict(features[test])[:, 0].cpu().numpy()
-    sizes = {p: len(getattr(split, p)) for p in iqa_sets.PARTS}
-    numbers = {"n": sizes, "alpha": model.alpha.item(), "val_srcc": float(np.nanmax(values))}
-    return {**numbers, **metrics.summary(prediction, y[test])}, model, prediction
-
-
-def without(split: Split, kept: list[int]) -> Split:
-    """The split of the images that could be read: positions among ``kept``."""
-    place = {old: new for new, old in enumerate(kept)}
-    parts = {p: np.array([place[i] for i in getattr(split, p) if i in place], dtype=np.int64) for p in iqa_sets.PARTS}
-    return replace(split, **parts)
-
-
-def median(numbers: list[dict]) -> dict:
-    """Median of every metric over the splits, and their standard deviation as ``KEY_std``."""
-    values = {k: np.array([n[k] for n in numbers]) for k in metrics.SUMMARY}
-    spread = {f"{k}_std": float(v.std()) for k, v in values.items()} if len(numbers) > 1 else {}
-    return {**{k: float(np.median(v)) for k, v in values.items()}, **spread}
-
-
-def table(rows: list[tuple[str, list[dict]]]) -> str:
-    """The printed table: one row for each (encoder, numbers of its splits)."""
-    width = max(len(name) for name, _ in rows) + 2
-    several = max(len(numbers) for _, numbers in rows) > 1
-    lines = [
-        f"{'encoder':{width}}{'test':>6}  {'SRCC':>7}  {'PLCC':>7}  {'PLCC*':>7}  {'KRCC':>7}  {'RMSE':>8}  {'strength':>9}"
-    ]
-    for name, numbers in rows:
-        m = median(numbers)
-        n = int(np.median([x["n"]["test"] for x in numbers]))
-        correlations = "  ".join(f"{m[k]:7.4f}" for k in ("srcc", "plcc", "plcc_logistic", "krcc"))
-        alpha = float(np.median([x["alpha"] for x in numbers]))
-        lines.append(f"{name:{width}}{n:6d}  {correlations}  {m['rmse']:8.4f}  {alpha:9.3g}")
-        if several:
-            spread = "  ".join(f"{m[k + '_std']:7.4f}" for k in ("srcc", "plcc", "plcc_logistic", "krcc"))
-            lines.append(f"{'  standard deviation':{width}}{'':6}  {spread}  {m['rmse_std']:8.4f}")
-    lines.append(
-        "PLCC* is after a 4-parameter logistic fitted on the test images"
-        + (f"; medians of {len(rows[0][1])} splits" if several else "")
-    )
-    return "\n".join(lines)
-
-
-def _finite(content: object) -> object:
-    """NaN -> None: JSON has no NaN."""
-    if isinstance(content, dict):
-        return {k: _finite(v) for k, v in content.items()}
-    if isinstance(content, list):
-        return [_finite(v) for v in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -137,13 +77,28 @@ def make_parser() -> argparse.ArgumentParser:
         "--checkpoint",
         required=True,
         metavar="RUN",
-        help="a run folder, a checkpoint folder or file, untrained:NAME or imagenet:NAME (NAME as torchvision/resnet50)",
+        help="a run folder, a checkpoint folder or file, untrained:NAME or imagenet:NAME (NAME as torchvision/resnet50), "
+        "or statistics: a few hand-made ones of natural scenes, colour and sharpness",
     )
     parser.add_argument("--untrained", action="store_true", help="probe the same network with random weights as well")
-    labels = parser.add_argument_group("labels: either --labels or --dataset")
-    labels.add_argument("--labels", metavar="CSV", help="columns file, score[, reference][, distortion][, split]")
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="RUN", help="probe these as well, in the same tables"
+    )
+    parser.add_argument(
+        "--full-reference",
+        action="store_true",
+        help="features are |h(image) - h(reference)|; the labels must name references and the root must hold them",
+    )
+    labels = parser.add_argument_group("labels: one of --labels, --dataset and --cross")
+    labels.add_argument("--labels", metavar="CSV", help="columns file, score[, reference, distortion, level, split]")
     labels.add_argument("--dataset", choices=tuple(iqa_sets.SETS), help="a published set, in its own layout")
-    labels.add_argument("--root", required=True, metavar="DIR", help="the folder that the files are relative to")
+    labels.add_argument(
+        "--cross",
+        nargs="+",
+        metavar="SET=DIR",
+        help="train on each, test on all others: two or more of SET=DIR (SET as for --dataset), CSV, or CSV=DIR",
+    )
+    labels.add_argument("--root", metavar="DIR", help="the folder that the files are relative to [that of the CSV]")
     labels.add_argument("--score-column", metavar="NAME", help="column of the scores [score, mos or dmos]")
     labels.add_argument("--file-column", metavar="NAME", help="column of the files [file, filename, image, ...]")
     labels.add_argument(
@@ -165,29 +120,75 @@ def make_parser() -> argparse.ArgumentParser:
     work.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N [auto]")
     work.add_argument("--cache", metavar="DIR", help="keep features here, by the hashes of encoder and file [none]")
     work.add_argument("--out", metavar="DIR", help="folder of the results [runs/probe-LABELS]")
+    work.add_argument(
+        "--report", metavar="DIR", help="write one page, index.html, with tables, plots and thumbnails here"
+    )
     work.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
 
-def read_labels(given: argparse.Namespace) -> Labels:
-    """Labels by --labels or --dataset; LabelError or ValueError where they cannot be had."""
+@dataclass(frozen=True)
+class Source:
+    """Labels whose images are there."""
+
+    labels: Labels
+    paths: list[Path]  # [n]
+    references: list[Path] | None = None  # [n], for the full-reference probe
+
+    def extract(self, extractor: Extractor, label: str = "", progress: bool = True) -> Features:
+        """Features [n, 5, 2F], or with references their absolute differences."""
+        if self.references is None:
+            return extract(extractor, self.paths, progress=progress, label=label)
+        return extract_difference(extractor, self.paths, self.references, progress=progress, label=label)
+
+
+def open_source(labels: Labels, root: str | Path, *, full_reference: bool = False, layout: str = "") -> Source:
+    """Find the images of labels and, for full reference, the references; LabelError for those that are missing, or for a
+    reference of another size than its image (crops could not be compared)."""
+    references = find_references(labels, root, layout) if full_reference else None
+    paths = find_files(labels, root)
+    for path, reference in zip(paths, references or (), strict=bool(references)):
+        try:
+            with Image.open(path) as image, Image.open(reference) as clean:
+                sizes = image.size, clean.size
+        except Exception:  # which files are unreadable, and why, is told when they are decoded
+            continue
+        if sizes[0] != sizes[1]:
+            raise LabelError(f"{path} must have the size of its reference {reference}, {sizes[1]}, got {sizes[0]}")
+    return Source(labels, paths, references)
+
+
+def read_source(given: argparse.Namespace) -> Source:
+    """The source that --labels or --dataset names; LabelError or ValueError where it cannot be had."""
     if (given.labels is None) == (given.dataset is None):
         raise ValueError(
-            "give either --labels CSV or --dataset NAME, got " + ("none" if given.labels is None else "both")
+            "give one of --labels CSV, --dataset NAME and --cross, got " + ("none" if given.labels is None else "both")
         )
     if given.dataset is not None:
-        for name in ("score_column", "file_column", "lower_better", "scale"):
-            if getattr(given, name) is not None:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} belongs to --labels; --dataset {given.dataset} knows its own"
-                )
-        return iqa_sets.read_set(given.dataset, given.root)
+        only_for_labels(given, f"--dataset {given.dataset} knows its own")
+        if given.root is None:
+            raise ValueError(f"--dataset {given.dataset} needs --root DIR, {iqa_sets.SETS[given.dataset].layout}")
+        return open_set(given.dataset, given.root, given.full_reference)
     if given.scale is not None and not given.scale[0] < given.scale[1]:
         raise ValueError(f"--scale must be LOW < HIGH, got {given.scale[0]:g} {given.scale[1]:g}")
     scale = tuple(given.scale) if given.scale else None
-    return iqa_sets.read_csv(
+    labels = read_csv(
         given.labels, given.score_column, lower_better=given.lower_better, scale=scale, file_column=given.file_column
     )
+    return open_source(labels, given.root or Path(given.labels).parent, full_reference=given.full_reference)
+
+
+def open_set(name: str, root: str, full_reference: bool) -> Source:
+    """A published set with its images."""
+    labels = iqa_sets.read_set(name, root)
+    return open_source(labels, root, full_reference=full_reference, layout=iqa_sets.SETS[name].reference_layout)
+
+
+def only_for_labels(given: argparse.Namespace, reason: str) -> None:
+    """ValueError for an option that belongs to --labels."""
+    for name in ("score_column", "file_column", "lower_better", "scale"):
+        if getattr(given, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} belongs to --labels; {reason}")
 
 
 def read_splits(given: argparse.Namespace, labels: Labels) -> list[Split]:
@@ -197,32 +198,63 @@ def read_splits(given: argparse.Namespace, labels: Labels) -> list[Split]:
     if given.split_files is not None:
         if given.splits is not None:
             raise ValueError("--splits and --split-files exclude each other")
-        return iqa_sets.read_splits(given.split_files, labels)
+        return splits.read_splits(given.split_files, labels)
     if given.splits is not None and labels.split is not None:
         raise ValueError(f"--splits makes random splits, but {labels.name} has a split column: leave one of them out")
-    return iqa_sets.make_splits(labels, given.splits or 10, given.seed)
+    return splits.make_splits(labels, given.splits or 10, given.seed)
 
 
-def write_results(
-    out: Path,
-    results: dict,
-    labels: Labels,
-    split: Split,
-    prediction: np.ndarray,
-    regressor: ridge.Regressor,
-    title: str,
-) -> None:
+def open_extractors(given: argparse.Namespace) -> list[tuple[str, Extractor]]:
+    """(name, extractor) of --checkpoint, --untrained and --compare."""
+    encoders = [(given.checkpoint, open_encoder(given.checkpoint, given.seed))]
+    if given.untrained:
+        if not isinstance(encoders[0][1], Encoder):
+            raise ValueError(f"--untrained needs a checkpoint with weights, got {given.checkpoint}")
+        name = UNTRAINED + encoders[0][1].name
+        encoders.append((name, open_encoder(name, given.seed)))
+    encoders += [(name, open_encoder(name, given.seed)) for name in given.compare]
+    device = open_device(given.device)
+    options = {n: getattr(given, n) for n in ("crop", "batch", "workers", "cache")}
+    return [(name, Extractor(e, device=device, **options)) for name, e in encoders]
+
+
+def describe_protocol(given: argparse.Namespace) -> dict:
+    """In words, for results.json and the page."""
+    kind = "absolute differences to the reference's" if given.full_reference else "no reference"
+    return {
+        "features": f"{CROPS} crops (corners, centre) of {given.crop} px x {SCALES} scales (full, half), concatenated per crop; {kind}",
+        "regressor": "ridge per crop, predictions averaged over crops",
+        "strength": "of 100 from 1e-3 to 1e3, by SRCC on val",
+        "plcc": "raw; plcc_logistic after a 4-parameter logistic fitted on test",
+    }
+
+
+@dataclass(frozen=True)
+class First:
+    """The first encoder on the first split: what the files and the page show."""
+
+    source: Source  # of the images that could be read
+    split: Split
+    numbers: dict
+    prediction: np.ndarray  # [test]
+    model: ridge.Ridge
+    extractor: Extractor
+
+
+def write_results(out: Path, results: dict, first: First, about: dict, title: str) -> None:
     """The files of the first split: predictions, scatter plot and regressor, and results.json last."""
     from .plots import scatter
 
+    labels, test = first.source.labels, first.split.test
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(("file", "score", "prediction"))
-    writer.writerows(zip([labels.files[i] for i in split.test], labels.score[split.test], prediction, strict=True))
+    writer.writerows(zip([labels.files[i] for i in test], labels.score[test], first.prediction, strict=True))
     runs.write_text(out / "predictions.csv", text.getvalue())
-    scatter(prediction, labels.score[split.test], out / "scatter.png", title)
+    scatter(first.prediction, labels.score[test], out / "scatter.png", title)
+    regressor = ridge.Regressor(first.model.coef[0].cpu(), first.model.intercept[0].cpu(), about)
     regressor.save(out / "regressor.safetensors")
-    runs.write_json(out / "results.json", _finite(results))
+    runs.write_json(out / "results.json", results)
 
 
 def run(given: argparse.Namespace) -> dict:
@@ -230,33 +262,30 @@ def run(given: argparse.Namespace) -> dict:
 
     Raises ValueError or RuntimeError for bad input, before any features are computed.
     """
-    labels = read_labels(given)
-    paths = iqa_sets.find_files(labels, given.root)
-    splits = read_splits(given, labels)
-    encoder = open_encoder(given.checkpoint, given.seed)
-    encoders = [(given.checkpoint, encoder)]
-    if given.untrained:
-        name = UNTRAINED + encoder.name
-        encoders.append((name, open_encoder(name, given.seed)))
-    device = open_device(given.device)
-    options = {n: getattr(given, n) for n in ("crop", "batch", "workers", "cache")}
-    extractors = [(name, Extractor(e, device=device, **options)) for name, e in encoders]
-    out = Path(given.out or Path("runs") / f"probe-{labels.name}")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").unlink(missing_ok=True)  # an interrupted probe must not look like a finished one
+    if given.cross is not None:
+        from .cross import run_cross
+
+        return run_cross(given)
+    source = read_source(given)
+    labels = source.labels
+    chosen = read_splits(given, labels)
+    extractors = open_extractors(given)
+    out = open_folder(given, f"probe-{labels.name}")
 
     rows, records, first = [], [], None
     for name, extractor in extractors:
         start = time.perf_counter()
-        features = extract(extractor, paths, progress=not given.quiet, label=name)
+        features = source.extract(extractor, name, not given.quiet)
         seconds = time.perf_counter() - start
         read = labels.take(features.kept)
-        kept = [iqa_sets.check_split(read, without(s, features.kept)) for s in splits]
+        kept = [splits.check_split(read, without(s, features.kept)) for s in chosen]
         start, numbers = time.perf_counter(), []
         for s in kept:
-            n, model, prediction = probe_split(features.values, read, s, device)
+            n, model, prediction = probe_split(features.values, read, s, extractor.device)
             numbers.append(n)
-            first = first or (n, model, prediction, read, s, extractor)
+            if first is None:
+                paths = [source.paths[i] for i in features.kept]
+                first = First(Source(read, paths), s, n, prediction, model, extractor)
         rows.append((name, numbers))
         records.append(
             {
@@ -265,52 +294,75 @@ def run(given: argparse.Namespace) -> dict:
                 "encoder_hash": extractor.hash,
                 "feature_dim": features.values.shape[2],
                 "median": median(numbers),
-                "splits": numbers,
+                "groups": median_groups(numbers),
+                "splits": [{k: v for k, v in n.items() if k != "val_srccs"} for n in numbers],
                 "seconds": {"features": round(seconds, 2), "ridge": round(time.perf_counter() - start, 2)},
             }
         )
-    hashes = [s.hash(labels) for s in splits]
-    n, model, prediction, read, split, extractor = first
+    hashes = [s.hash(labels) for s in chosen]
     about = {
-        "encoder": extractor.encoder.name,
-        "encoder_hash": extractor.hash,
+        "encoder": first.extractor.encoder.name,
+        # features of full reference are others: the mark keeps `shamisa score` from taking this regressor
+        "encoder_hash": ("full-reference:" if given.full_reference else "") + first.extractor.hash,
         "checkpoint": given.checkpoint,
         "crop": given.crop,
+        "full_reference": given.full_reference,
         "labels": labels.name,
-        "split": splits[0].origin,
+        "split": chosen[0].origin,
         "split_hash": hashes[0],
         "low": labels.low,
         "high": labels.high,
         "lower_better": labels.lower_better,
         "quality": "(score - low) / (high - low), one minus that if lower_better, clipped to 0..1: higher is better",
-        "test": _finite(n),
+        "test": finite({k: v for k, v in first.numbers.items() if k not in ("groups", "val_srccs")}),
     }
-    results = {
-        "labels": labels.name,
-        "images": len(labels),
-        "unreadable": [{"file": labels.files[i], "reason": e.reason} for i, e in features.failed.items()],
-        "scale": {"low": labels.low, "high": labels.high, "lower_better": labels.lower_better},
-        "protocol": {
-            "features": f"{CROPS} crops (corners, centre) of {given.crop} px x {SCALES} scales (full, half), concatenated per crop",
-            "regressor": "ridge per crop, predictions averaged over crops",
-            "strength": "of 100 from 1e-3 to 1e3, by SRCC on val",
-            "plcc": "raw; plcc_logistic after a 4-parameter logistic fitted on test",
-        },
-        "splits": [{"origin": s.origin, "hash": h} for s, h in zip(splits, hashes, strict=True)],
-        "encoders": records,
-        "versions": _versions(),
-    }
-    regressor = ridge.Regressor(model.coef[0].cpu(), model.intercept[0].cpu(), about)
-    title = f"{extractor.encoder.name} on {labels.name}, {len(split.test)} test images: SRCC {n['srcc']:.4f}, PLCC {n['plcc']:.4f}"
-    write_results(out, results, read, split, prediction, regressor, title)
-    several = f"{len(splits)} x " if len(splits) > 1 else ""
-    print(f"{labels.name}: {len(read)} images, {several}{splits[0].origin}, split hash {hashes[0][:16]}")
+    results = finite(
+        {
+            "command": given.command,
+            "labels": labels.name,
+            "images": len(labels),
+            "unreadable": [{"file": labels.files[i], "reason": e.reason} for i, e in features.failed.items()],
+            "scale": {"low": labels.low, "high": labels.high, "lower_better": labels.lower_better},
+            "full_reference": given.full_reference,
+            "protocol": describe_protocol(given),
+            "splits": [{"origin": s.origin, "hash": h} for s, h in zip(chosen, hashes, strict=True)],
+            "encoders": records,
+            "versions": _versions(),
+        }
+    )
+    n = first.numbers
+    title = f"{first.extractor.encoder.name} on {labels.name}, {len(first.split.test)} test images: SRCC {n['srcc']:.4f}, PLCC {n['plcc']:.4f}"
+    write_results(out, results, first, about, title)
+    several = f"{len(chosen)} x " if len(chosen) > 1 else ""
+    kind = ", full reference" if given.full_reference else ""
+    say(f"{labels.name}: {len(read)} images{kind}, {several}{chosen[0].origin}, split hash {hashes[0][:16]}")
     if features.failed:
         worst = next(iter(features.failed.values()))
-        print(f"{len(features.failed)} of {len(labels)} images cannot be read and are left out, the first is {worst}")
-    print(table(rows))
-    print(f"wrote {out}/results.json, predictions.csv, scatter.png, regressor.safetensors")
+        say(f"{len(features.failed)} of {len(labels)} images cannot be read and are left out, the first is {worst}")
+    say(table(rows))
+    if groups := group_table(rows):
+        say(groups)
+    say(f"wrote {out}/results.json, predictions.csv, scatter.png, regressor.safetensors")
+    if given.report:
+        from .report import write_report
+
+        say(f"wrote {write_report(given.report, results, first)}")
     return results
+
+
+def say(content: str) -> None:
+    """Print, whatever the bytes of a path."""
+    print(printable(content))
+
+
+def open_folder(given: argparse.Namespace, name: str) -> Path:
+    """The folder of the results, --out or runs/name, made if need be, as that of --report: not only once all work is done.
+    An interrupted probe must not look like a finished one."""
+    out = Path(given.out or Path("runs") / name)
+    for folder in filter(None, (out, given.report)):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    (out / "results.json").unlink(missing_ok=True)
+    return out
 
 
 def _versions() -> dict:
@@ -321,11 +373,13 @@ def _versions() -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0; 2 for bad input, told on stderr in one line."""
+    argv = sys.argv[1:] if argv is None else argv
     given = make_parser().parse_args(argv)
+    given.command = shlex.join(["python", "-m", "shamisa.probe", *argv])
     try:
         run(given)
     except (LabelError, ValueError, RuntimeError, OSError) as error:
-        print(f"shamisa probe: {error}", file=sys.stderr)
+        print(printable(f"shamisa probe: {error}"), file=sys.stderr)
         return 2
     return 0
 

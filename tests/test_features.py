@@ -177,3 +177,17 @@ def test_hash_tells_encoders_apart():
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_full_reference_is_the_absolute_difference(files):
+    extractor = features.Extractor(Means(), crop=16)
+    torn, missing = files[2], files[-1]
+    paths, references = [*files[:2], torn, files[3], files[4]], [files[1], files[0], files[0], missing, files[0]]
+    found = features.extract_difference(extractor, paths, references, progress=False)
+    assert found.kept == [0, 1, 4] and list(found.failed) == [2, 3]
+    assert found.failed[2].path == str(torn) and found.failed[3].path == str(missing)
+    alone = {p: features.extract(extractor, [p], progress=False).values[0] for p in (files[0], files[1], files[4])}
+    expected = [alone[files[0]] - alone[files[1]], alone[files[1]] - alone[files[0]], alone[files[4]] - alone[files[0]]]
+    assert_close(found.values, torch.stack(expected).abs())
+    with pytest.raises(ValueError, match="one for each of 5 paths, got 2"):
+        features.extract_difference(extractor, paths, references[:2])

@@ -30,6 +30,18 @@ def test_against_definitions(x, y):
     assert_allclose(metrics.rmse(x, y), np.sqrt(np.mean((x - y) ** 2)), rtol=1e-12)
 
 
+def test_srcc_of_many_columns():
+    columns = np.stack([X, X.round(), -X, np.ones(40), Y], 1)
+    expected = [metrics.srcc(c, Y.round(1)) for c in columns.T]
+    assert np.isnan(expected[3])
+    assert_allclose(metrics.srcc_columns(columns, Y.round(1)), expected, rtol=1e-12)
+    assert np.isnan(metrics.srcc_columns(columns, np.ones(40))).all()
+    with pytest.raises(ValueError, match=r"predictions must be \[n, A\], got \[40\]"):
+        metrics.srcc_columns(X, Y)
+    with pytest.raises(ValueError, match="target must be finite"):
+        metrics.srcc_columns(columns, np.full(40, np.nan))
+
+
 @pytest.mark.parametrize("parameters", [(80, 20, 0.4, 0.1), (20, 80, 0.5, 0.2), (1, 0, 0.2, 0.05)])
 def test_logistic_is_recovered(parameters):
     x = np.linspace(0, 1, 60)

@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from shamisa import iqa_sets, metrics, probe, ridge
-from shamisa.iqa_sets import Labels, Split
+from shamisa.labels import Labels
 from shamisa.models import Encoder
+from shamisa.splits import Split
 
 N = 48
 SMALL = "untrained:shamisa/small"
@@ -144,6 +145,7 @@ def test_probe_of_a_split_is_the_protocol(carved):
     assert_allclose(prediction, fitted.predict(X[48:])[:, 0], atol=1e-12)
     assert_allclose(model.coef, fitted.coef, atol=1e-12)
     assert numbers["alpha"] == chosen.alpha.item() and numbers["val_srcc"] == values.max()
+    assert numbers["groups"] == {}
     assert {k: numbers[k] for k in metrics.SUMMARY} == metrics.summary(prediction, y[48:])
 
 
@@ -181,7 +183,7 @@ def test_regressors_that_cannot_be_read(tmp_path, content, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"--labels": None}, "give either --labels CSV or --dataset NAME, got none"),
+        ({"--labels": None}, "give one of --labels CSV, --dataset NAME and --cross, got none"),
         ({"--dataset": "live"}, "got both"),
         ({"--labels": "none.csv"}, "cannot read labels"),
         ({"--root": "none"}, "root must be a folder"),
@@ -190,6 +192,13 @@ def test_regressors_that_cannot_be_read(tmp_path, content, message):
         ({"--scale": ["5", "5"]}, "--scale must be LOW < HIGH, got 5 5"),
         ({"--labels": None, "--dataset": "live", "--score-column": "x"}, "--score-column belongs to --labels"),
         ({"--labels": None, "--dataset": "live", "--root": "empty"}, "must hold LIVE: jp2k/ .* dmos_realigned.mat"),
+        ({"--labels": None, "--root": None, "--dataset": "csiq"}, "--dataset csiq needs --root DIR, dst_imgs/AWGN"),
+        ({"--full-reference": True}, "full reference needs labels that name references, set0-labels has none"),
+        (
+            {"--checkpoint": "statistics", "--untrained": True},
+            "--untrained needs a checkpoint with weights, got statistics",
+        ),
+        ({"--compare": ["statistics", "none"]}, "checkpoint must be a run folder"),
         ({"--splits": "3"}, "set0-labels has a split column"),
         ({"--splits": "0"}, "--splits must be at least 1, got 0"),
         ({"--split-files": "none"}, "cannot read the split"),
@@ -215,7 +224,9 @@ def test_bad_input_is_told_before_any_work(data, tmp_path, capsys, monkeypatch, 
     for key in ("--labels", "--root", "--split-files"):
         if given.get(key):
             given[key] = str(data / given[key])
-    words = [w for k, v in given.items() if v for w in ([k, *v] if isinstance(v, list) else [k, v])]
+    words = [
+        w for k, v in given.items() if v for w in ([k, *v] if isinstance(v, list) else [k] if v is True else [k, v])
+    ]
     assert probe.main(words) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

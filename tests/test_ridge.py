@@ -52,6 +52,7 @@ def test_chunks_change_nothing(monkeypatch):
     X, y = problem(50, 6)
     whole = ridge.fit_path(X, y)
     monkeypatch.setattr(ridge, "_CHUNK", 7)
+    monkeypatch.setattr(ridge, "_BLOCK", 4)
     parts = ridge.fit_path(X, y)
     assert_allclose(parts.coef, whole.coef, atol=1e-11)
     assert_allclose(parts.predict(X), whole.predict(X), atol=1e-10)

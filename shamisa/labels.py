@@ -1,0 +1,207 @@
+"""Scores of images: the labels of a data set, and how a CSV of them is read.
+
+Labels keep the order of the label file, to which published splits refer by position.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+PARTS = ("train", "val", "test")
+FILE_COLUMNS = ("file", "filename", "image", "image_name", "name", "path", "dis_img_path", "dist_img")
+SCORE_COLUMNS = ("score", "mos", "dmos")  # recognised without being named; dmos: lower is better
+REFERENCE_COLUMNS = ("reference", "ref_img_path", "ref_img")
+DISTORTION_COLUMNS = ("distortion", "dis_type")
+OPTIONAL = ("reference", "distortion", "level", "split")  # lists of ``Labels`` that may be missing
+
+
+class LabelError(ValueError):
+    """Labels or images of a data set that cannot be used, with the reason."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Scores of n images."""
+
+    name: str  # of the set or the label file
+    files: list[str]  # [n] relative to the root of the set, with /
+    score: np.ndarray  # [n] float64
+    low: float  # scale of the scores; a few scores may lie outside (LIVE's realigned DMOS do)
+    high: float
+    lower_better: bool
+    reference: list[str] | None = (
+        None  # [n] what the distorted image was made from: a file relative to the root, or any name
+    )
+    distortion: list[str] | None = None  # [n]
+    level: list[str] | None = None  # [n] of the distortion, as the set numbers them
+    split: list[str] | None = None  # [n] of PARTS
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def take(self, positions: Iterable[int]) -> Labels:
+        """The labels of some images, in the order given."""
+        positions = list(positions)
+        lists = {f: [v[i] for i in positions] for f in ("files", *OPTIONAL) if (v := getattr(self, f))}
+        return replace(self, score=self.score[positions], **lists)
+
+    def quality(self) -> np.ndarray:
+        """Scores on the common scale, [n] float64: 0 and 1 are the ends of the set's own scale, higher is better."""
+        q = (self.score - self.low) / (self.high - self.low)
+        return 1 - q if self.lower_better else q
+
+
+def read_label_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise LabelError(f"cannot read labels {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise LabelError(f"labels {path} must be UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _pick(columns: list[str], accepted: tuple[str, ...]) -> list[str]:
+    return [c for c in columns if c.strip().lower() in accepted]
+
+
+def read_number(text: str | None, where: str) -> float:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        raise LabelError(f"{where} must be a number, got {text!r}") from None
+    if not np.isfinite(value):
+        raise LabelError(f"{where} must be finite, got {text!r}")
+    return value
+
+
+def read_csv(
+    path: str | os.PathLike,
+    score_column: str | None = None,
+    *,
+    lower_better: bool | None = None,
+    scale: tuple[float, float] | None = None,
+    file_column: str | None = None,
+) -> Labels:
+    """Labels from a CSV (or tab-separated) file with a header: file, score and any of reference, distortion,
+    level, split.
+
+    Args:
+        score_column: name of the score's column; default ``score``, ``mos`` or ``dmos``, whichever there is.
+        lower_better: direction; default False, but True for a column named dmos.
+        scale: ends of the scale, low first; default the smallest and largest score.
+        file_column: name of the column of files; default one of ``FILE_COLUMNS``.
+
+    Raises:
+        LabelError: an unreadable file, missing or ambiguous columns (named, with those found), a score that is no number, a
+            file named twice, an unknown part in ``split``; with the line number.
+    """
+    path = Path(path)
+    text = read_label_file(path)
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in header else ",")
+    columns = [c for c in reader.fieldnames or [] if c is not None]
+    found = f"found {', '.join(columns) or 'an empty file'}"
+
+    def column(what: str, given: str | None, option: str, accepted: tuple[str, ...]) -> str:
+        if given is not None:
+            if given not in columns:
+                raise LabelError(f"{path} must have the {what} column {given} ({option}), {found}")
+            return given
+        matching = _pick(columns, accepted)
+        if len(matching) != 1:
+            fault = f"{len(matching)} such columns" if matching else "none of them"
+            raise LabelError(
+                f"{path} must have one {what} column ({', '.join(accepted)}, or name it with {option}): {fault}, {found}"
+            )
+        return matching[0]
+
+    file_name = column("file", file_column, "--file-column", FILE_COLUMNS)
+    score_name = column("score", score_column, "--score-column", SCORE_COLUMNS)
+    optional = {}
+    accepted_names = {"reference": REFERENCE_COLUMNS, "distortion": DISTORTION_COLUMNS}
+    for key in OPTIONAL:
+        accepted = accepted_names.get(key, (key,))
+        optional[key] = next(iter(_pick(columns, accepted)), None)
+    files, scores, extra = [], [], {k: [] for k, c in optional.items() if c}
+    seen: dict[str, int] = {}
+    for row in reader:
+        where = f"{path} line {reader.line_num}"
+        file = (row[file_name] or "").strip().replace("\\", "/")
+        if not file:
+            raise LabelError(f"{where} must name a file, got an empty {file_name}")
+        if file in seen:
+            raise LabelError(f"{where} names {file} again (first in line {seen[file]})")
+        seen[file] = reader.line_num
+        files.append(file)
+        scores.append(read_number(row[score_name], f"{where}: {score_name}"))
+        for key in extra:
+            extra[key].append((row[optional[key]] or "").strip())
+            if key == "split":
+                extra[key][-1] = _part(extra[key][-1], where)
+    if not files:
+        raise LabelError(f"{path} must have at least one row, got only the header")
+    score = np.array(scores)
+    low, high = scale or (float(score.min()), float(score.max()))
+    if lower_better is None:
+        lower_better = score_name.strip().lower() == "dmos"
+    name = f"{path.resolve().parent.name}-{path.stem}".lstrip("-")  # many label files are called labels.csv
+    return Labels(name, files, score, low, high, lower_better, **extra)
+
+
+def _part(text: str, where: str) -> str:
+    part = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}.get(text.lower(), text.lower())
+    if part not in PARTS:
+        raise LabelError(f"{where}: split must be one of {', '.join(PARTS)}, got {text!r}")
+    return part
+
+
+def find_files(labels: Labels, root: str | os.PathLike) -> list[Path]:
+    """Paths of all images, [n]. Names that differ from the disk in upper and lower case only are found (TID2013's do).
+
+    Raises:
+        LabelError: the root is no folder, or files are missing: how many, and the first.
+    """
+    return _find(labels.files, Path(root), f"images of {labels.name}", "")
+
+
+def find_references(labels: Labels, root: str | os.PathLike, layout: str = "") -> list[Path]:
+    """Paths of the references of all images, [n], found as ``find_files`` does.
+
+    Args:
+        layout: where the set keeps them, told in errors.
+
+    Raises:
+        LabelError: labels without references, or references that are not there.
+    """
+    layout = layout or "the reference column must name files relative to the root"
+    if labels.reference is None:
+        raise LabelError(f"full reference needs labels that name references, {labels.name} has none: {layout}")
+    return _find(labels.reference, Path(root), f"references of {labels.name}", f": {layout}")
+
+
+def _find(names: list[str], root: Path, what: str, layout: str) -> list[Path]:
+    if not root.is_dir():
+        raise LabelError(f"root must be a folder with the images, got {root}, which is not a folder")
+    listings: dict[Path, dict[str, str]] = {}
+    found: dict[str, Path] = {}
+    missing = []
+    for name in dict.fromkeys(names):
+        path = root / name
+        if not path.is_file():
+            folder = path.parent
+            if folder not in listings:
+                listings[folder] = {e.lower(): e for e in os.listdir(folder)} if folder.is_dir() else {}
+            path = folder / listings[folder].get(path.name.lower(), path.name)
+            if not path.is_file():
+                missing.append(name)
+        found[name] = path
+    if missing:
+        first = f"the first is {missing[0]}"
+        raise LabelError(f"{len(missing)} of {len(found)} {what} are missing in {root}, {first}{layout}")
+    return [found[name] for name in names]
