@@ -36,7 +36,7 @@ ALLOWED = {  # function -> (largest share of local instructions in an innermost 
     "jitter": (0.02, "as wavelet_forward"),
     "color_shift": (0.05, "as wavelet_forward"),
     "lens_blur": (0.05, "a table of at most 17 x 17 taps"),
-    "jpeg2000": (0.25, "turns of the rate allocation, each a call"),
+    "jpeg2000": (0.30, "turns of the rate allocation, each a call"),
     "run_chain": (0.05, "once per stage of a chain"),
     "distort_images": (0.10, "once per image"),
 }
