@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from .crops import Part, cut, needed
-from .decode import PhotoError, decode_photo, open_photo, orientation, photo_errors, upright, within
+from .decode import decode_photo, open_photo, orientation, photo_errors, upright, within
 from .photos import EncodedPhotos
 from .readers import Item, References, _Steps, check_range
 
@@ -29,6 +29,7 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _MIRRORED_ROWS = (3, 4, 6, 7)  # EXIF orientations whose stored rows run against the upright axis that they lie on
 _MIRRORED_COLUMNS = (2, 3, 7, 8)
 _TRANSPOSED = (5, 6, 7, 8)
+_SUSPECT = "in a batch that DALI gave up"
 Region = tuple[int, int, int, int]  # top, left, bottom, right in the upright photograph
 
 
@@ -84,23 +85,31 @@ class DaliReferences(References):
 
     # ---- one step ----------------------------------------------------------------------------------------------------
     def _read(self, step: int) -> tuple[Tensor, list[int], dict[int, str], dict[str, int]]:
-        headers: dict[int, _Header] = {}
+        opened: dict[int, _Opened] = {}
         parts: dict[tuple[int, Region], Part] = {}
         decoded: Counter[str] = Counter()
 
-        def header(i: int) -> _Header:
-            headers[i] = headers.get(i) or self._header(i)
-            return headers[i]
+        def open_once(i: int) -> _Opened:
+            if i not in opened:
+                opened[i] = self._open(i)
+                if opened[i].obstacle is not None:
+                    decoded[f"pillow: {opened[i].obstacle}"] += 1
+            return opened[i]
 
-        while True:  # again where a photograph fails only when it is decoded: its place goes to another
+        while True:
             tried: list[int] = []
             failed: dict[int, str] = {}
-            samples = list(self._samples(step, header, tried, failed))
+            samples = list(self._samples(step, open_once, tried, failed))
             regions = [self._regions(photos, places) for photos, places in samples]
-            wanted = sorted({item for sample in regions for item in sample.items()})
-            missing = [(headers[i], region) for i, region in wanted if (i, region) not in parts]
-            if self._decode(missing, parts, decoded):
+            wanted = sorted({item for sample in regions for item in sample.items()} - set(parts))
+            try:
+                parts |= self._decode([(opened[i], region) for i, region in wanted])
                 break
+            except _GivenUp as error:  # once more, with Pillow for all of the batch
+                self._suspects.update(error.photos)
+                for i in error.photos:
+                    del opened[i]
+        decoded["dali"] += sum(1 for i, _ in parts if opened[i].whole is None)
         crops = torch.zeros((self.batch_size, self.views, 3, self.crop, self.crop), dtype=torch.uint8)
         for b, (photos, places) in enumerate(samples):
             for v, place in enumerate(places):
@@ -109,7 +118,7 @@ class DaliReferences(References):
                 cut(parts[i, regions[b][i]], scale, place, self.pad, out=crops[b, v])
         return crops, tried, failed, dict(decoded)
 
-    def _regions(self, photos: list[_Header], places: list[list[int]]) -> dict[int, Region]:
+    def _regions(self, photos: list[_Opened], places: list[list[int]]) -> dict[int, Region]:
         """Photograph -> the rectangle around all that a sample needs of it."""
         found: dict[int, Region] = {}
         for v, place in enumerate(places):
@@ -119,53 +128,42 @@ class DaliReferences(References):
             found[p.photo] = min(t, rows.start), min(l, columns.start), max(b, rows.stop), max(r, columns.stop)
         return found
 
-    def _header(self, i: int) -> _Header:
-        """Read the file and check its header, by Pillow's rules; raises PhotoError."""
-        data = self.source.encoded(i)
-        label, limits = self.source._label(i), self.source.limits
+    def _open(self, i: int) -> _Opened:
+        """Read the file, check its header by Pillow's rules, and decode it where DALI is not to; raises PhotoError."""
+        source, label, limits = self.source, self.source._label(i), self.source.limits
 
-        def check() -> _Header:
+        def look() -> _Opened:
+            data = source._read(i)
             with photo_errors(label), open_photo(data, label, limits) as image:
                 turn = orientation(image)
                 width, height = image.size[::-1] if turn in _TRANSPOSED else image.size
-                return _Header(i, label, data, height, width, turn, _obstacle(image, data))
+                obstacle = _obstacle(image, data) or (_SUSPECT if i in self._suspects else None)
+            if obstacle is None:
+                return _Opened(i, data, height, width, turn)
+            whole = decode_photo(data, label, limits)
+            return _Opened(i, b"", whole.shape[1], whole.shape[2], 1, obstacle, whole)
 
-        return within(limits.max_seconds, label, check)
+        return within(limits.max_seconds, label, look)
 
-    def _decode(
-        self, missing: list[tuple[_Header, Region]], parts: dict[tuple[int, Region], Part], decoded: Counter[str]
-    ) -> bool:
-        """Add what is missing to parts; False where a photograph failed, which then stands in ``_failed``."""
-        plain = [(h, region) for h, region in missing if h.obstacle is None and h.photo not in self._suspects]
+    def _decode(self, items: list[tuple[_Opened, Region]]) -> dict[tuple[int, Region], Part]:
+        """The regions of photographs; raises _GivenUp."""
+        parts = {
+            (p.photo, region): Part(p.whole, 0, 0, p.height, p.width) for p, region in items if p.whole is not None
+        }
+        items = [(p, region) for p, region in items if p.whole is None]
+        if not items:
+            return parts
         pipeline = self._built()  # outside of try: its own errors are not those of a photograph
         try:
-            pixels = self._run(pipeline, plain) if plain else []
+            pixels = self._run(pipeline, items)
         except RuntimeError:  # one of them broke the pipeline; which one, DALI does not always say
             self._pipeline = None
-            self._suspects.update(h.photo for h, _ in plain)
-            plain = pixels = []
-        decoded["dali"] += len(plain)
-        for (h, region), stored in zip(plain, pixels, strict=True):
-            turned = np.array(upright(Image.fromarray(stored), h.turn)) if h.turn > 1 else stored
-            parts[h.photo, region] = Part(torch.from_numpy(turned).permute(2, 0, 1), *region[:2], h.height, h.width)
-        whole: dict[int, Part] = {}
-        bad: set[int] = set()
-        for h, region in missing:
-            if (h.photo, region) in parts or h.photo in bad:
-                continue
-            try:
-                if h.photo not in whole:
-                    decoded[f"pillow: {h.obstacle or 'in a batch that DALI gave up'}"] += 1
-                    whole[h.photo] = Part(self._whole(h), 0, 0, h.height, h.width)
-                parts[h.photo, region] = whole[h.photo]
-            except PhotoError as error:
-                self._failed[h.photo] = error.reason
-                bad.add(h.photo)
-        return not bad
-
-    def _whole(self, header: _Header) -> Tensor:
-        limits = self.source.limits
-        return within(limits.max_seconds, header.label, lambda: decode_photo(header.data, header.label, limits))
+            raise _GivenUp({p.photo for p, _ in items}) from None
+        for (p, region), stored in zip(items, pixels, strict=True):
+            turned = np.array(upright(Image.fromarray(stored), p.turn)) if p.turn > 1 else stored
+            part = Part(torch.from_numpy(turned).permute(2, 0, 1), region[0], region[1], p.height, p.width)
+            parts[p.photo, region] = part
+        return parts
 
     def _built(self) -> object:
         if self._pipeline is None or self._pipeline[0] != os.getpid():
@@ -173,10 +171,10 @@ class DaliReferences(References):
             self._pipeline = os.getpid(), build_pipeline(most, self._threads, self.device)
         return self._pipeline[1]
 
-    def _run(self, pipeline: object, items: list[tuple[_Header, Region]]) -> list[np.ndarray]:
+    def _run(self, pipeline: object, items: list[tuple[_Opened, Region]]) -> list[np.ndarray]:
         """The regions of photographs as they are stored, before any turn: uint8 [h, w, 3] each."""
-        stored = [h.stored(region) for h, region in items]  # row, column, rows, columns
-        pipeline.feed_input("data", [np.frombuffer(h.data, np.uint8) for h, _ in items])
+        stored = [p.stored(region) for p, region in items]  # row, column, rows, columns
+        pipeline.feed_input("data", [np.frombuffer(p.data, np.uint8) for p, _ in items])
         pipeline.feed_input("anchor", [np.array(s[:2], np.int32) for s in stored])
         pipeline.feed_input("shape", [np.array(s[2:], np.int32) for s in stored])
         (pixels,) = pipeline.run()
@@ -187,17 +185,25 @@ class DaliReferences(References):
         return {**self.__dict__, "_pipeline": None}
 
 
+class _GivenUp(Exception):
+    """DALI could not decode a batch of photographs."""
+
+    def __init__(self, photos: set[int]) -> None:
+        super().__init__(photos)
+        self.photos = photos
+
+
 @dataclass(frozen=True, eq=False)
-class _Header:
-    """What is known of a photograph before it is decoded."""
+class _Opened:
+    """A photograph whose header was read, or that Pillow decoded."""
 
     photo: int
-    label: str
     data: bytes
     height: int  # upright
     width: int
     turn: int  # EXIF orientation
-    obstacle: str | None  # why Pillow must decode it
+    obstacle: str | None = None  # why Pillow decoded it
+    whole: Tensor | None = None  # then its pixels, upright
 
     def stored(self, region: Region) -> tuple[int, int, int, int]:
         """An upright rectangle as (row, column, rows, columns) of the pixels before they are turned."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .._version import __version__
 from .photos import EXTENSIONS, EncodedPhotos, PhotoFiles
 from .shards import _tidy
-from .verify import MANIFEST, Record, survey
+from .verify import MANIFEST, Record, bar_options, survey
 
 SHARD_SIZE = 1 << 30  # bytes
 
@@ -82,7 +82,7 @@ def pack(
 
     partial.mkdir(parents=True)
     shards = []
-    with tqdm(total=len(good), unit=" photographs", disable=quiet, dynamic_ncols=True) as bar:
+    with tqdm(total=len(good), **bar_options(quiet)) as bar:
         for number, members in enumerate(_split(good, records, names, shard_size or SHARD_SIZE, shard_count)):
             name = f"shard-{number:06d}.tar"
             with open(partial / name, "xb") as file:
@@ -147,12 +147,12 @@ def _split(
         bounds = [k * len(good) // shard_count for k in range(shard_count + 1)]
         yield from (good[a:b] for a, b in zip(bounds, bounds[1:], strict=False))
         return
-    room = shard_size - 2 * tarfile.BLOCKSIZE  # the end of a tar, before it is filled up to a record
+    end, record = 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE  # a tar ends with empty blocks and fills a record
     members: list[int] = []
     used = 0
     for i in good:
         size = len(_info(names[i], 0).tobuf(tarfile.PAX_FORMAT)) + -(-records[i].size // 512) * 512
-        if members and -(-(used + size) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE > room:
+        if members and -(-(used + size + end) // record) * record > shard_size:
             yield members
             members, used = [], 0
         members.append(i)

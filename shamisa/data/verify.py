@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,7 +77,13 @@ def survey(source: EncodedPhotos, workers: int = 0, quiet: bool = True) -> Itera
     loader = DataLoader(
         _Inspection(source), batch_size=None, sampler=range(len(source)), num_workers=workers, collate_fn=_as_is
     )
-    return iter(tqdm(loader, total=len(source), unit=" photographs", disable=quiet, dynamic_ncols=True))
+    return iter(tqdm(loader, total=len(source), **bar_options(quiet)))
+
+
+def bar_options(quiet: bool) -> dict:
+    """A progress bar that does not fill a log."""
+    interval = 0.3 if sys.stderr.isatty() else 15
+    return {"unit": " photographs", "disable": quiet, "mininterval": interval, "dynamic_ncols": True}
 
 
 def summarize(source: EncodedPhotos, records: list[Record]) -> dict:
@@ -129,7 +136,9 @@ def describe(summary: dict) -> str:
         if s := summary[key]:
             lines.append(f"{words}: {s['least']} to {s['most']} pixels, median {s['median']:g}")
     for key, words in (("unreadable", "unreadable"), ("skipped", "left out"), ("manifest", "not as in the manifest")):
-        found = summary.get(key, {})
+        if key not in summary:
+            continue
+        found = summary[key]
         lines.append(f"{words}: {len(found)}")
         lines += [f"  {name}: {reason}" for name, reason in found.items()]
     twice = summary["duplicates"]
