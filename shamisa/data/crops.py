@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-_FILTER = Image.Resampling.BICUBIC  # widened when it shrinks, so antialiased
+from .. import ops  # noqa: F401  (defines resize_bicubic)
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,5 @@ def _shrink(photo: Part, rows: _Span, columns: _Span) -> Tensor:
     lines, top, bottom = _reach(photo.height, rows)
     across, left, right = _reach(photo.width, columns)
     height, width = (span.source.stop - span.source.start for span in (rows, columns))
-    pixels = np.ascontiguousarray(photo.take(lines, across).permute(1, 2, 0).numpy())
-    # one direction a call: in one call the size decides which comes first, and that can move a level
-    narrow = Image.fromarray(pixels).resize((width, len(pixels)), _FILTER, box=(left, 0, right, len(pixels)))
-    small = narrow.resize((width, height), _FILTER, box=(0, top, width, bottom))
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1)
+    pixels = photo.take(lines, across)
+    return torch.ops.shamisa.resize_bicubic(pixels, top, bottom, left, right, height, width)
