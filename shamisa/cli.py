@@ -1,4 +1,4 @@
-"""The ``shamisa`` command: ``shamisa train|probe|score|export|distort ...``, each the same as ``python -m shamisa.NAME``."""
+"""The ``shamisa`` command: ``shamisa train|probe|score|export|distort|data ...``, as ``python -m shamisa.NAME``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ COMMANDS = {
     "probe": "fit a ridge regressor on frozen features and report SRCC and PLCC",
     "score": "score photographs with a checkpoint and a regressor",
     "export": "write encoder and regressor as one program, .onnx or .pt2",
+    "data": "check photographs, pack them into tar shards",
     "distort": "draw the 26 x 5 sheet of a photograph, or families of compositions",
 }
 
@@ -18,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point: the first word chooses the command, the rest goes to it. Returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
-        module = "sheet" if argv[0] == "distort" else argv[0]
+        module = {"distort": "sheet", "data": "data.__main__"}.get(argv[0], argv[0])
         return import_module(f"shamisa.{module}").main(argv[1:]) or 0
     if argv == ["--version"]:
         from ._version import __version__

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .reference import distort as reference_distort
 from .reference import relations as reference_relations
+from .reference import resize as reference_resize
 
 _LIBRARY = torch.library.Library("shamisa", "DEF")
 TABLE: dict[str, Callable] = {}  # op name -> its reference
@@ -60,6 +61,19 @@ define(
     "ScalarType dtype, bool channels_last) -> Tensor",
     reference=reference_distort.chain,
     fake=_distort_fake,
+)
+
+
+# ---- photographs -----------------------------------------------------------------------------------------------------
+def _resize_fake(photo, top, bottom, left, right, height, width):
+    reference_resize.check_resize(photo, top, bottom, left, right, height, width)
+    return photo.new_empty(3, height, width)
+
+
+define(
+    "resize_bicubic(Tensor photo, float top, float bottom, float left, float right, int height, int width) -> Tensor",
+    reference=reference_resize.resize_bicubic,
+    fake=_resize_fake,
 )
 
 
