@@ -29,7 +29,35 @@ def transport_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
     yield "transport_graph", (log_p, 0, False, True)
 
 
+def merge_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
+    g = generator(N, D)
+    for M in (0, 1, 3 * N + 1, 40 * N):
+        index = torch.randint(N, (2, M), generator=g)  # loops, both directions, many equal
+        weight = torch.randn(M, generator=g, dtype=torch.float64).to(dtype)
+        for nodes in (N, 50_000):  # keys of 32 and of 64 bits
+            yield "merge_edges", (weight, index, nodes)
+        position = reference.merge_edges(weight, index, N)[2]
+        grad = torch.randn(M, generator=g, dtype=torch.float64).to(wide(dtype))
+        yield "merge_edges_backward", (grad, position)
+
+
+def metadata_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
+    (B, C, L), views = {2: ((1, 1, 1), 2), 7: ((1, 2, 3), 4), 65: ((2, 4, 5), 6), 130: ((3, 2, 2), 5)}[N]
+    severity = (2.5 * torch.randn(B, C, L, generator=generator(N, D))).abs().clamp(max=4).to(dtype)  # ties at 4
+    for classes in ("parity", "same_scale", "same_reference"):
+        yield "structural_graph", (severity, views, classes)
+    yield "ref_ref_graph", (severity, views)
+    for decay in ("exponential", "reciprocal"):
+        yield "ref_dist_graph", (severity, views, decay)
+        for values in (severity, torch.ones_like(severity)):
+            for edges in (0, 1, 37, 400, 100_000):
+                for per_sample in (False, True):
+                    yield "dist_dist_graph", (values, views, edges, per_sample, decay)
+
+
 CASES: dict[str, Callable[[int, int, torch.dtype], Iterator[Case]]] = {
+    "merge": merge_cases,
+    "metadata": metadata_cases,
     "transport": transport_cases,
 }
 SIZES = [(2, 1), (7, 3), (65, 33), (130, 9)]

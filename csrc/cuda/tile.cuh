@@ -109,6 +109,30 @@ struct Tile {
   }
 };
 
+// A digit of 256, found by a warp from how often each occurs, n[b] times digit 8 lane + b: the first with which `wanted` are
+// reached, else the last; and how many come before it. The same in every lane.
+struct Digit {
+  uint32_t value;
+  unsigned long long before;
+};
+SHAMISA_DEVICE Digit find_digit(const unsigned long long (&n)[8], unsigned long long wanted) {
+  unsigned long long own = 0;
+  SHAMISA_UNROLL
+  for (int b = 0; b < 8; ++b) own += n[b];
+  unsigned long long before = warp_scan(own) - own;
+  const unsigned reached = __ballot_sync(whole_warp, before + own >= wanted);
+  const int lane = reached ? lowest_bit(reached) : 31;
+  int value = 0;
+  SHAMISA_UNROLL
+  for (int b = 0; b < 7; ++b) {
+    if (value == b && before + n[b] < wanted) {
+      before += n[b];
+      ++value;
+    }
+  }
+  return {(uint32_t)(8 * lane + __shfl_sync(whole_warp, value, lane)), __shfl_sync(whole_warp, before, lane)};
+}
+
 // True in every thread of the block that comes here last; that block sees what all blocks wrote before. finished: 0 when the
 // kernel starts, and again when it ends. flag: shared.
 SHAMISA_DEVICE bool last_block(unsigned* finished, int* flag) {

@@ -181,36 +181,20 @@ SHAMISA_DEVICE void add_counted(const TransportArrays& g, unsigned (*counted)[Tr
 // Run by the last block: one more digit of every group's cut, and an empty histogram for the next. A group with too few keys
 // (there are NaN) ends with a cut behind all of them.
 SHAMISA_DEVICE void advance_cuts(const TransportArrays& g, int level) {
-  constexpr int share = TransportLaunch::bins / 32;  // bins of a lane
   const int lane = lane_of_warp();
-  for (int64_t group = (int)threadIdx.x / 32; group < transport_groups(g); group += TransportLaunch::warps) {
-    unsigned long long *bins = g.histogram + group * TransportLaunch::bins + lane * share, n[share], own = 0;
+  for (int group = (int)threadIdx.x / 32; group < transport_groups(g); group += TransportLaunch::warps) {
+    unsigned long long *bins = g.histogram + (int64_t)group * TransportLaunch::bins + 8 * lane, n[8];
     SHAMISA_UNROLL
-    for (int b = 0; b < share; ++b) {
+    for (int b = 0; b < 8; ++b) {
       n[b] = bins[b];
       bins[b] = 0;
-      own += n[b];
     }
     const Cut cut = g.cut[group];
-    const unsigned long long upto = warp_scan(own), wanted = level == 0 ? (unsigned long long)g.edges : cut.ties;
-    unsigned long long before = upto - own;
-    int digit = -1;
-    SHAMISA_UNROLL
-    for (int b = 0; b < share; ++b) {
-      if (digit < 0 && before + n[b] >= wanted) digit = lane * share + b;
-      if (digit < 0) before += n[b];
-    }
-    // every lane has written or kept its own; the first lane that found one decides
-    const unsigned found = __ballot_sync(whole_warp, digit >= 0);
-    if (found == 0) {
-      if (lane == 31) {
-        digit = TransportLaunch::bins - 1;
-        before -= n[share - 1];
-      }
-    }
-    if (lane == (found ? lowest_bit(found) : 31)) {
-      const int shift = 24 - 8 * level;
-      g.cut[group] = {(level == 0 ? 0u : cut.key) | (uint32_t)digit << shift, (uint32_t)(wanted - before)};
+    const unsigned long long wanted = level == 0 ? (unsigned long long)g.edges : cut.ties;
+    const Digit digit = find_digit(n, wanted);
+    if (lane == 0) {
+      const uint32_t key = level == 0 ? 0u : cut.key;
+      g.cut[group] = {key | digit.value << (24 - 8 * level), (uint32_t)(wanted - digit.before)};
     }
   }
 }
