@@ -33,6 +33,7 @@ COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-g0", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
 FLAGS += ["-Wall", "-Wextra", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 SOURCES = sorted(p for p in (ROOT / "csrc/cuda").glob("*.cu") if p.name != "distort.cu")
+REPEATS = 2
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11, torch.bfloat16: 1e-2}
 
 Case = tuple[str, tuple]  # op, arguments
@@ -114,12 +115,18 @@ def pair_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
         weight = torch.rand(M, generator=g, dtype=torch.float64).to(wide(dtype))
         weight[::7] = 0
         yield "pair_cost", (z, weight, index)
+        squared = reference.pair_cost(z, weight, index)[1]
+        yield "pair_cost_backward", (torch.tensor(1.5, dtype=wide(dtype)), z, weight, index, squared)
 
 
 def neighbor_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
     for kind in ("distinct", "duplicates", "near"):
-        for k in sorted({1, min(31, N - 1), N - 1} if N < 100 else {31}):
-            yield "knn_graph", (rows(N, D, dtype, kind), k)
+        for k in sorted({1, min(31, N - 1), N - 1} if N * D < 3000 else {31}):
+            h = rows(N, D, dtype, kind)
+            yield "knn_graph", (h, k)
+            distance, neighbor, _ = reference.knn_graph(h, k)
+            grad = torch.randn(N, k, generator=generator(N, k), dtype=wide(dtype))
+            yield "knn_graph_backward", (grad, h, distance, neighbor)
 
 
 # op family -> its cases at a size; each row of a table is one test
@@ -137,20 +144,112 @@ SIZES = [(2, 1), (7, 3), (40, 16), (65, 33), (130, 96), (64, 520)]
 def test_cuda_equals_reference(run, family, N, D, dtype):
     for name, arguments in CASES[family](N, D, dtype):
         before = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
-        compare(name, run(name, *arguments), getattr(reference, name)(*arguments))
+        actual = run(name, *arguments)
+        compare(name, actual, getattr(reference, name)(*arguments))
+        for _ in range(REPEATS if N < 50 else 0):  # the emulator changes the order of threads and blocks
+            compare(name, run(name, *arguments), actual, exact=True)
         for a, b in zip(arguments, before, strict=True):
             assert not isinstance(a, Tensor) or torch.equal(a, b), f"{name} changes its input"
 
 
-def compare(name: str, actual, expected) -> None:
+def compare(name: str, actual, expected, exact: bool = False) -> None:
     actual, expected = (x if isinstance(x, tuple | list) else (x,) for x in (actual, expected))
     for a, e in zip(actual, expected, strict=True):
-        if not e.is_floating_point():
-            assert_close(a, e, msg=lambda m: f"{name}: {m}")
+        if exact or not e.is_floating_point():
+            assert_close(a, e, rtol=0, atol=0, msg=lambda m: f"{name}{' again' * exact}: {m}")
         else:
             rtol = TOLERANCE[e.dtype]
             atol = rtol * e.abs().max().item() if e.numel() else 0
             assert_close(a, e, rtol=rtol, atol=atol, msg=lambda m: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("k", [1, 5, 31])
+def test_rows_without_a_distance(run, k):
+    """NaN and infinity: no index outside the rows, NaN distances, and the other rows as if these were not there."""
+    h = rows(40, 12, torch.float32, "distinct")
+    h[7, 3] = torch.nan
+    h[20] = torch.inf
+    distance, neighbor, mutual = run("knn_graph", h, k)
+    assert neighbor.min() >= 0 and neighbor.max() < 40
+    bad = torch.zeros(40, dtype=torch.bool)
+    bad[[7, 20]] = True
+    assert distance[bad].isnan().all() and not mutual[bad].any()
+    kept = (~bad).nonzero()[:, 0]
+    expected = reference.knn_graph(h[kept], k)
+    assert_close(distance[kept], expected[0])
+    assert_close(neighbor[kept], kept[expected[1]])
+    gradient = run("knn_graph_backward", torch.ones(40, k), h, distance, neighbor)
+    assert gradient[7].isnan().all()
+    few = run("knn_graph", torch.full((6, 2), torch.nan), 3)
+    assert few[0].isnan().all() and (few[1] == 5).all()
+
+
+def test_equal_rows_and_overflow(run):
+    """All rows equal: distance 0, ties to the smaller row, gradient 0. Rows whose squares overflow stay in range."""
+    h = torch.ones(37, 5)
+    distance, neighbor, mutual = run("knn_graph", h, 4)
+    expected = reference.knn_graph(h, 4)
+    for a, b in zip((distance, neighbor, mutual), expected, strict=True):
+        assert_close(a, b, rtol=0, atol=0)
+    gradient = run("knn_graph_backward", torch.ones(37, 4), h, distance, neighbor)
+    assert_close(gradient, torch.zeros(37, 5), rtol=0, atol=0)
+    distance, neighbor, _ = run("knn_graph", h * torch.arange(1, 38)[:, None] * 1e19, 4)
+    assert neighbor.min() >= 0 and neighbor.max() < 37
+
+
+def test_pair_cost_of_nothing_and_of_loops(run):
+    z = torch.randn(9, 6, generator=generator(9))
+    cost, squared = run("pair_cost", z, torch.empty(0), torch.empty(2, 0, dtype=torch.int64))
+    assert_close((cost, squared), (torch.tensor(0.0), torch.empty(0)))
+    loops = torch.arange(9).expand(2, 9)
+    cost, squared = run("pair_cost", z * torch.inf, torch.ones(9), loops)  # a loop is not even read
+    assert_close((cost, squared), (torch.tensor(0.0), torch.zeros(9)))
+    dz, dw = run("pair_cost_backward", torch.tensor(1.0), z * torch.inf, torch.ones(9), loops, squared)
+    assert_close((dz, dw), (torch.zeros(9, 6), torch.zeros(9)))
+
+
+@pytest.mark.parametrize("bad", [-1, 9, 2**40])
+def test_an_index_outside_poisons(run, bad):
+    """The op cannot raise without waiting for the device: NaN comes out, and no memory outside is touched."""
+    z, weight = torch.randn(9, 6, generator=generator(9)), torch.ones(3)
+    index = torch.tensor([[0, 1, 2], [3, bad, 4]])
+    cost, squared = run("pair_cost", z, weight, index)
+    assert cost.isnan() and squared.isnan().tolist() == [False, True, False]
+    dz, _ = run("pair_cost_backward", torch.tensor(1.0), z, weight, index, squared)
+    assert dz.isnan().any()
+
+
+def test_a_node_with_thousands_of_edges(run):
+    """More than are sorted in shared memory, and more than one block sums."""
+    g, N, M = generator(3), 50, 2200
+    z, weight = torch.randn(N, 7, generator=g), torch.rand(M, generator=g)
+    index = torch.stack([torch.full((M,), 11), torch.randint(12, N, (M,), generator=g)])
+    squared = reference.pair_cost(z, weight, index)[1]
+    arguments = (torch.tensor(1.0), z, weight, index, squared)
+    actual = run("pair_cost_backward", *arguments)
+    compare("pair_cost_backward", actual, reference.pair_cost_backward(*arguments))
+    for _ in range(REPEATS):
+        compare("pair_cost_backward", run("pair_cost_backward", *arguments), actual, exact=True)
+
+
+def test_layouts(run):
+    """Columns that are not contiguous, and rows that do not start at 16 bytes."""
+    whole = rows(40, 25, torch.float32, "distinct")
+    for h in (whole[:, ::2], whole.T.contiguous().T, whole.flatten()[1:801].view(40, 20)):
+        compare("knn_graph", run("knn_graph", h, 6), reference.knn_graph(h, 6))
+
+
+def test_shapes_are_checked(emulated):
+    """Before any memory is touched."""
+    z, weight, index = torch.zeros(5, 3), torch.zeros(4), torch.zeros(2, 4, dtype=torch.int64)
+    for name, arguments, message in [
+        ("knn_graph", (z, 5), r"h must be \[N, F\] with N > k = 5, got \[5, 3\]"),
+        ("pair_cost", (z, weight, index[:, :3]), r"index must be \[2, 4\], got \[2, 3\]"),
+        ("pair_cost_backward", (weight[0], z, weight, index, weight[:2]), r"squared must be \[4\], got \[2\]"),
+        ("knn_graph_backward", (z, z, z, index), r"neighbor must be \[5, 4\], got \[2, 4\]"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            emulated(name)(*arguments)
 
 
 def test_every_emulated_op_is_tested(emulated):

@@ -1,8 +1,8 @@
-// knn_graph for CUDA tensors. Nothing waits for the device; temporaries come from torch's caching allocator, so that a CUDA
-// graph can hold it all.
+// knn_graph and its backward for CUDA tensors. Nothing waits for the device; temporaries come from torch's caching allocator,
+// so that a CUDA graph can hold it all.
 #include "neighbors.cuh"
 
-#include "tensors.cuh"
+#include "laplacian.cuh"
 
 namespace shamisa {
 namespace {
@@ -65,7 +65,30 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
   return {distance, neighbor, mutual};
 }
 
+// grad [N, k] of distance -> [N, F] of h
+Tensor knn_graph_backward(Tensor grad, Tensor h, Tensor distance, Tensor neighbor) {
+  STD_TORCH_CHECK(h.dim() == 2, "h must be [N, F], got ", shape_of(h));
+  STD_TORCH_CHECK(neighbor.dim() == 2, "neighbor must be [N, k], got ", shape_of(neighbor));
+  const int64_t N = h.size(0), k = neighbor.size(1);
+  check_shape(neighbor, {N, k}, "neighbor");
+  check_shape(grad, {N, k}, "grad");
+  check_shape(distance, {N, k}, "distance");
+  check_device(h, {&grad, &distance, &neighbor});
+  const OnDevice device(h);
+  const ScalarType type = compute_type(h);
+  const Tensor x = dense(h, type), g = dense(grad, type), d = dense(distance, type), to = dense(neighbor, ScalarType::Long);
+  const Tensor out = with_type(type, [&](auto t) {
+    using T = decltype(t);
+    const NeighborEdges<T> edges = {read<T>(g), read<T>(d), read<int64_t>(to), N, k};
+    return apply_laplacian<T>(x, edges, device.stream());
+  });
+  return back(out, h.scalar_type());
+}
+
 }  // namespace
 }  // namespace shamisa
 
-SHAMISA_DEVICE_OPS(m) { m.impl("knn_graph", TORCH_BOX(&shamisa::knn_graph)); }
+SHAMISA_DEVICE_OPS(m) {
+  m.impl("knn_graph", TORCH_BOX(&shamisa::knn_graph));
+  m.impl("knn_graph_backward", TORCH_BOX(&shamisa::knn_graph_backward));
+}

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../relation/arguments.h"
+#include "incidence.cuh"
 #include "product.cuh"
 
 SHAMISA_BEGIN
@@ -283,5 +284,21 @@ __global__ void __launch_bounds__(NeighborLaunch::threads)
   for (int64_t b = 0; b < k; ++b) found |= back[b] == i;
   mutual[e] = found;
 }
+
+// The edges of the gradient in h: from each row to its neighbours, value grad / distance; the slope at distance 0 is 0.
+template <class T>
+struct NeighborEdges {
+  const T *grad, *distance;  // [N, k]
+  const int64_t* neighbor;   // [N, k]
+  int64_t N, k;
+
+  int64_t count() const { return N * k; }
+  SHAMISA_DEVICE void visit(int64_t) const {}
+  SHAMISA_DEVICE EdgeEnds ends(int64_t e) const { return EdgeEnds((uint32_t)e / (uint32_t)k, neighbor[e], N); }
+  SHAMISA_DEVICE T value(int64_t e) const {
+    const T length = distance[e];
+    return length > 0 ? grad[e] / length : length == 0 ? T(0) : length;  // NaN stays NaN
+  }
+};
 
 SHAMISA_END

@@ -1,7 +1,7 @@
 // pair_cost and its backward for CUDA tensors. Nothing waits for the device.
 #include "pair.cuh"
 
-#include "tensors.cuh"
+#include "laplacian.cuh"
 
 namespace shamisa {
 namespace {
@@ -33,7 +33,32 @@ std::tuple<Tensor, Tensor> pair_cost(Tensor z, Tensor weight, Tensor index) {
   return {cost, squared};
 }
 
+// grad [] of cost -> [N, E] of z, [M] of weight
+std::tuple<Tensor, Tensor> pair_cost_backward(Tensor grad, Tensor z, Tensor weight, Tensor index, Tensor squared) {
+  STD_TORCH_CHECK(z.dim() == 2, "z must be [N, E], got ", shape_of(z));
+  const int64_t N = z.size(0), E = z.size(1), M = weight.numel();
+  STD_TORCH_CHECK(grad.numel() == 1, "grad must be a scalar, got ", shape_of(grad));
+  check_shape(weight, {M}, "weight");
+  check_shape(squared, {M}, "squared");
+  check_shape(index, {2, M}, "index");
+  check_device(z, {&grad, &weight, &index, &squared});
+  const OnDevice device(z);
+  const ScalarType type = compute_type(z);
+  const Tensor x = dense(z, type), w = dense(weight, type), s = dense(squared, type), edge = dense(index, ScalarType::Long);
+  const Tensor g = dense(grad, ScalarType::Double), dw = make({M}, type, z);
+  const Tensor dz = with_type(type, [&](auto t) {
+    using T = decltype(t);
+    const PairEdges<T> edges = {read<double>(g), (double)N * (double)E, read<T>(w), read<T>(s), read<int64_t>(edge), N, M,
+                                data<T>(dw)};
+    return apply_laplacian<T>(x, edges, device.stream());
+  });
+  return {back(dz, z.scalar_type()), back(dw, weight.scalar_type())};
+}
+
 }  // namespace
 }  // namespace shamisa
 
-SHAMISA_DEVICE_OPS(m) { m.impl("pair_cost", TORCH_BOX(&shamisa::pair_cost)); }
+SHAMISA_DEVICE_OPS(m) {
+  m.impl("pair_cost", TORCH_BOX(&shamisa::pair_cost));
+  m.impl("pair_cost_backward", TORCH_BOX(&shamisa::pair_cost_backward));
+}

@@ -1,7 +1,7 @@
-// Pair cost on CUDA, without torch: squared distances along edges, and their weighted sum.
+// Pair cost on CUDA, without torch: squared distances along edges, their weighted sum, the edges of its gradient.
 #pragma once
 
-#include "warp.cuh"
+#include "incidence.cuh"
 
 SHAMISA_BEGIN
 
@@ -10,15 +10,6 @@ struct PairLaunch {
   static constexpr int edges_per_warp = 8;  // consecutive edges: sorted lists share their row i, which stays in the cache
   static constexpr int edges = threads / 32 * edges_per_warp;
   static constexpr int sum_threads = 1024;
-};
-
-// The ends of edge e. An index outside 0..N-1 cannot be reported without waiting for the device: it becomes NaN instead.
-struct EdgeEnds {
-  int64_t i, j;
-  bool good;
-  SHAMISA_DEVICE EdgeEnds(const int64_t* index, int64_t M, int64_t e, int64_t N) : i(index[e]), j(index[M + e]) {
-    good = i >= 0 && i < N && j >= 0 && j < N;
-  }
 };
 
 // grid: ceil(M / PairLaunch::edges); block: PairLaunch::threads; shared: 64 bytes. A warp takes edge after edge and reads
@@ -33,7 +24,7 @@ __global__ void __launch_bounds__(PairLaunch::threads)
   const int64_t first = (int64_t)blockIdx.x * PairLaunch::edges + warp * PairLaunch::edges_per_warp;
   double cost = 0;  // the same in every lane
   for (int64_t e = first; e < first + PairLaunch::edges_per_warp && e < M; ++e) {
-    const EdgeEnds ends(index, M, e, N);
+    const EdgeEnds ends(index[e], index[M + e], N);
     T sum = 0;
     if (!ends.good) {
       sum = (T)not_a_number();
@@ -64,5 +55,22 @@ __global__ void __launch_bounds__(PairLaunch::sum_threads)
   sum = block_sum(sum, slots);
   if (threadIdx.x == 0) *cost = (T)(sum / elements);
 }
+
+// The edges of the gradient in z, value 2 grad weight / elements; a visit leaves the gradient in weight.
+template <class T>
+struct PairEdges {
+  const double* grad;  // []
+  double elements;
+  const T *weight, *squared;  // [M]
+  const int64_t* index;       // [2, M]
+  int64_t N, M;
+  T* dw;  // [M]
+
+  int64_t count() const { return M; }
+  SHAMISA_DEVICE T scale() const { return (T)(*grad / elements); }
+  SHAMISA_DEVICE void visit(int64_t e) const { dw[e] = scale() * squared[e]; }
+  SHAMISA_DEVICE EdgeEnds ends(int64_t e) const { return EdgeEnds(index[e], index[M + e], N); }
+  SHAMISA_DEVICE T value(int64_t e) const { return 2 * scale() * weight[e]; }
+};
 
 SHAMISA_END

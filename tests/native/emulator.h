@@ -1,9 +1,10 @@
 // CUDA kernels on a CPU: enough of the language to run the .cuh files of csrc/cuda unchanged, under the sanitizers too.
 //
 // A thread of a block is a fiber (ucontext); blocks run one after another. Fibers run until they come to __syncthreads,
-// __syncwarp or a shuffle, where they wait for the threads that must also come there. A __shared__ variable is static, so it
-// holds what the block before left there. What this cannot show: races between blocks or within a phase, memory models,
-// launch limits, speed. A barrier that some threads never reach is reported.
+// __syncwarp or a shuffle, where they wait for the threads that must also come there. Blocks, warps and lanes take their turns
+// forwards in some launches and backwards in others: a result that depends on their order differs from run to run. A
+// __shared__ variable is static, so it holds what the block before left there. What this cannot show: races between blocks or
+// within a phase, memory models, launch limits, speed. A barrier that some threads never reach is reported.
 //
 // Include this first: it must come before any header of the C library.
 #pragma once
@@ -76,6 +77,8 @@ struct Machine {
   size_t scheduler_size = 0;
   std::function<void()> body;
   unsigned current = 0;
+  uint32_t chance = 1;
+  bool backwards = false;
   uint64_t slots[2][1024];  // a shuffle's value of each thread; in turns, so that one barrier is enough
 };
 inline Machine machine;
@@ -145,12 +148,14 @@ inline void run_block(unsigned threads) {
     SHAMISA_FIBER_CLEAN(fiber.stack.get(), stack_bytes);
     fiber.state = ready;
   }
+  const unsigned last = threads / 32 - 1, lanes = machine.backwards ? 31 : 0;
   for (;;) {
-    for (unsigned first = 0; first < threads; first += 32) {
+    for (unsigned w = 0; w <= last; ++w) {
+      const unsigned first = (machine.backwards ? last - w : w) * 32;
       // a warp goes on by itself as long as its threads meet at warp barriers
       for (;;) {
-        for (unsigned t = first; t < first + 32; ++t)
-          if (machine.fibers[t].state == ready) resume(t);
+        for (unsigned lane = 0; lane < 32; ++lane)
+          if (machine.fibers[first + (lane ^ lanes)].state == ready) resume(first + (lane ^ lanes));
         unsigned waiting = 0;
         for (unsigned t = first; t < first + 32; ++t) waiting += machine.fibers[t].state == at_warp_barrier;
         if (waiting == 0) break;
@@ -175,9 +180,14 @@ void launch(F body, dim3 blocks, unsigned threads) {
   if (machine.fibers.size() < threads) machine.fibers.resize(threads);
   gridDim = blocks;
   blockDim = threads;
-  for (blockIdx.z = 0; blockIdx.z < blocks.z; ++blockIdx.z)
-    for (blockIdx.y = 0; blockIdx.y < blocks.y; ++blockIdx.y)
-      for (blockIdx.x = 0; blockIdx.x < blocks.x; ++blockIdx.x) run_block(threads);
+  machine.chance = machine.chance * 1664525u + 1013904223u;
+  machine.backwards = machine.chance >> 31;
+  const uint64_t count = (uint64_t)blocks.x * blocks.y * blocks.z;
+  for (uint64_t b = 0; b < count; ++b) {
+    const uint64_t at = machine.backwards ? count - 1 - b : b;
+    blockIdx = dim3((unsigned)(at % blocks.x), (unsigned)(at / blocks.x % blocks.y), (unsigned)(at / blocks.x / blocks.y));
+    run_block(threads);
+  }
 }
 
 // value as lane 0 .. 31 of this warp gave it
