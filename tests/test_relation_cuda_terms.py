@@ -55,9 +55,36 @@ def metadata_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
                     yield "dist_dist_graph", (values, views, edges, per_sample, decay)
 
 
+def assignment_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
+    g = generator(N, D)
+    for F, K in ((D, 3), (4 * D + 70, 33)):  # pieces of 64 or 128 columns, 32 anchors at a time
+        h = torch.randn(N, F, generator=g, dtype=torch.float64).to(dtype)
+        h[N // 2] = 0
+        anchors = torch.randn(K, F, generator=g, dtype=torch.float64).to(dtype)
+        yield "transport_logits", (h, anchors)
+        logits, norm = reference.transport_logits(h, anchors)
+        grad = torch.randn(N, K, generator=g, dtype=torch.float64).to(wide(dtype))
+        yield "transport_logits_backward", (grad, h, anchors, logits, norm)
+        for rounds in (1, 6):
+            yield "transport_codes", (0.2 * logits.to(dtype), 0.05, rounds)
+
+
+def term_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
+    g = generator(N, D)
+    for E in (D, 70, 2 * N + 3):  # fewer and more than the rows; more than a tile
+        x = (3 + torch.randn(E, generator=g).abs() * torch.randn(N, E, generator=g, dtype=torch.float64)).to(dtype)
+        grad = torch.tensor(1.5, dtype=wide(dtype))
+        yield "variance", (x,)
+        yield "variance_backward", (grad, x)
+        yield "covariance", (x,)
+        yield "covariance_backward", (grad, x, reference.covariance(x)[1])
+
+
 CASES: dict[str, Callable[[int, int, torch.dtype], Iterator[Case]]] = {
+    "assignment": assignment_cases,
     "merge": merge_cases,
     "metadata": metadata_cases,
+    "terms": term_cases,
     "transport": transport_cases,
 }
 SIZES = [(2, 1), (7, 3), (65, 33), (130, 9)]
