@@ -7,7 +7,6 @@ of ``tests/native``, as ``torch.ops.shamisa_emulated``; sizes are small because 
 from __future__ import annotations
 
 import fcntl
-import getpass
 import hashlib
 import os
 import shlex
@@ -15,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,6 @@ import torch
 from test_relation_kernels import rows
 from torch import Tensor
 from torch.testing import assert_close
-from torch.utils.cpp_extension import include_paths, library_paths
 
 from shamisa import ops
 from shamisa.reference import relations as reference
@@ -42,11 +41,13 @@ Case = tuple[str, tuple]  # op, arguments
 # ---- the emulated library --------------------------------------------------------------------------------------------
 def build(source: Path) -> Path:
     """The emulated library of one .cu file, compiled once for these sources, flags and torch."""
+    from torch.utils.cpp_extension import include_paths, library_paths
+
     headers = [*(ROOT / "csrc").glob("*/*.h"), *(ROOT / "csrc").glob("*/*.cuh"), ROOT / "tests/native/emulator.h"]
     state = hashlib.sha256(repr((COMPILER, FLAGS, torch.__version__, torch.__file__)).encode())
     for path in (source, *sorted(headers)):
         state.update(path.name.encode() + path.read_bytes())
-    folder = Path(tempfile.gettempdir()) / f"shamisa-emulated-{getpass.getuser()}"
+    folder = Path(tempfile.gettempdir()) / f"shamisa-emulated-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to somebody else")
@@ -69,12 +70,13 @@ def emulated() -> Callable:
     """name -> the op under the emulator"""
     if shutil.which(COMPILER[0]) is None:
         pytest.skip(f"no C++ compiler {COMPILER[0]!r}")
-    library = torch.library.Library("shamisa_emulated", "DEF")
+    table = torch.library.Library("shamisa_emulated", "DEF")
     for name in ops.TABLE:
-        library.define(str(getattr(torch.ops.shamisa, name).default._schema).removeprefix("shamisa::"))
-    KEPT.append(library)
-    for source in SOURCES:
-        torch.ops.load_library(build(source))
+        table.define(str(getattr(torch.ops.shamisa, name).default._schema).removeprefix("shamisa::"))
+    KEPT.append(table)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for library in list(pool.map(build, SOURCES)):
+            torch.ops.load_library(library)
     return lambda name: getattr(torch.ops.shamisa_emulated, name)
 
 

@@ -131,23 +131,24 @@ inline void resume(unsigned thread) {
   std::abort();
 }
 
+inline void prepare(Fiber& fiber) {
+  if (!fiber.stack) fiber.stack.reset(new char[stack_bytes]);
+  fiber.started = false;
+  fiber.exchanges = 0;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = stack_bytes;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, fiber_main, 0);
+  // AddressSanitizer's swapcontext would clean the whole stack at every switch if it knew its size
+  fiber.context.uc_stack.ss_size = 0;
+  SHAMISA_FIBER_CLEAN(fiber.stack.get(), stack_bytes);
+  fiber.state = ready;
+}
+
 // all threads of one block, from barrier to barrier
 inline void run_block(unsigned threads) {
-  for (unsigned t = 0; t < threads; ++t) {
-    Fiber& fiber = machine.fibers[t];
-    if (!fiber.stack) fiber.stack.reset(new char[stack_bytes]);
-    fiber.started = false;
-    fiber.exchanges = 0;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = stack_bytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
-    // AddressSanitizer's swapcontext would clean the whole stack at every switch if it knew its size
-    fiber.context.uc_stack.ss_size = 0;
-    SHAMISA_FIBER_CLEAN(fiber.stack.get(), stack_bytes);
-    fiber.state = ready;
-  }
+  for (unsigned t = 0; t < threads; ++t) prepare(machine.fibers[t]);
   const unsigned last = threads / 32 - 1, lanes = machine.backwards ? 31 : 0;
   for (;;) {
     for (unsigned w = 0; w <= last; ++w) {

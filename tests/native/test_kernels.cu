@@ -11,36 +11,9 @@
 
 #include "cases.h"
 #include "check.h"
+#include "device.h"
 
 using namespace shamisa;
-
-#if defined(__CUDACC__)
-struct DeviceMemory {
-  void* p = nullptr;
-  DeviceMemory(size_t bytes, const void* from) {
-    cudaMalloc(&p, bytes ? bytes : 1);
-    if (from) cudaMemcpy(p, from, bytes, cudaMemcpyHostToDevice);
-  }
-  ~DeviceMemory() { cudaFree(p); }
-  DeviceMemory(const DeviceMemory&) = delete;
-};
-static void fetch(void* to, const DeviceMemory& from, size_t bytes) { cudaMemcpy(to, from.p, bytes, cudaMemcpyDeviceToHost); }
-static const char* failure() {
-  const cudaError_t error = cudaDeviceSynchronize();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-#else
-struct DeviceMemory {  // of its own size, so that AddressSanitizer sees the ends
-  void* p;
-  DeviceMemory(size_t bytes, const void* from) : p(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64)) {
-    if (from) std::memcpy(p, from, bytes);
-  }
-  ~DeviceMemory() { std::free(p); }
-  DeviceMemory(const DeviceMemory&) = delete;
-};
-static void fetch(void* to, const DeviceMemory& from, size_t bytes) { std::memcpy(to, from.p, bytes); }
-static const char* failure() { return nullptr; }
-#endif
 
 static std::vector<float> run_kernel(const BatchCase& c, unsigned blocks, unsigned threads) {
   std::vector<float> out(c.samples(), -1.f);
@@ -60,19 +33,13 @@ static std::vector<float> run_kernel(const BatchCase& c, unsigned blocks, unsign
 }
 
 int main() {
-#if defined(__CUDACC__)
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+  if (no_device()) {
     std::printf("no GPU\n");
     return 77;
   }
-  const bool large = true;
-  const unsigned threads = DistortLaunch::threads;
-#else
-  const bool large = false;
-  const unsigned threads = 96;  // fibers cost more than arithmetic; three warps show what sixteen would
-#endif
-  for (const BatchCase& c : batch_cases(large)) {
+  // fibers cost more than arithmetic; three warps show what sixteen would
+  const unsigned threads = on_gpu ? DistortLaunch::threads : 96;
+  for (const BatchCase& c : batch_cases(on_gpu)) {
     const std::vector<float> wanted = run_on(lowest(), c), got = run_kernel(c, 3, threads);
     size_t differ = 0;
     for (size_t i = 0; i < got.size(); ++i) differ += std::memcmp(&got[i], &wanted[i], 4) != 0;
