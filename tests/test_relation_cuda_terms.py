@@ -1,4 +1,7 @@
-"""The CUDA ops of transport, merging, metadata and the terms against the reference, and the whole objective on them."""
+"""The CUDA ops of transport, merging, metadata and the terms against the reference, and the whole objective on them.
+
+On a GPU where there is one; everywhere under the emulator, see ``test_relation_cuda.py``.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from test_relation_cuda import TOLERANCE, Case, emulated, generator, run, wide  # noqa: F401
+from test_relations import batch, small_loss
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from shamisa import ops
 from shamisa.reference import relations as reference
 
 
@@ -111,3 +117,105 @@ def compare(name: str, actual, expected) -> None:
             # where every score ties, weights are rounding: shares of a range of 1e-6
             atol = rtol * max(e.abs().max().item(), 1e-3) if e.numel() else 0
             assert_close(a, e, rtol=rtol, atol=atol, msg=lambda m: f"{name}: {m}")
+
+
+# ---- what values cannot show -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("N", [30, 100])  # keys kept, and made again
+def test_nan_reaches_every_transport_weight(run, N, per_row):  # noqa: F811
+    log_p = torch.randn(N, 5, generator=generator(N)).log_softmax(1)
+    log_p[17, 2] = torch.nan
+    weight, index, extreme = run("transport_graph", log_p, 4, per_row, True)
+    assert weight.isnan().all()
+    assert ((index >= 0) & (index < N)).all() and extreme.tolist() == [[0, 0], [17, 17]]
+    grad = run("transport_graph_backward", torch.ones_like(weight), log_p, weight, index, extreme)
+    assert grad[index.flatten()].isnan().all()
+
+
+def test_transport_of_infinite_scores(run):  # noqa: F811
+    """A row of certain assignments: log p = -inf times p = 0 is NaN, wherever it comes first."""
+    log_p = torch.tensor([[0.0, -torch.inf]]).repeat(4, 1)
+    weight, index, extreme = run("transport_graph", log_p, 2, False, True)
+    assert weight.isnan().all() and extreme.tolist() == [[0, 0], [0, 0]]
+    assert ((index >= 0) & (index < 4)).all()
+
+
+def test_bad_indices_become_nan(run):  # noqa: F811
+    """They cannot be reported without waiting for the device, and must not be read."""
+    log_p = torch.randn(6, 3, generator=generator(6)).log_softmax(1)
+    weight, index, extreme = reference.transport_graph(log_p, 2, False, True)
+    for bad in (-1, 6, 1 << 40):
+        broken = index.clone()
+        broken[1, 3] = bad
+        assert run("transport_graph_backward", torch.ones_like(weight), log_p, weight, broken, extreme).isnan().any()
+        merged, edges, position = run("merge_edges", weight, broken, 6)
+        assert position[3] == -1 and ((edges >= 0) & (edges < 6)).all()
+
+
+def test_too_many_nodes(emulated):  # noqa: F811
+    with pytest.raises(RuntimeError, match="1 <= N <= 65536, got N = 65537"):
+        emulated("transport_graph")(torch.zeros(65537, 1), 1, False, True)
+
+
+@pytest.mark.parametrize("name", ["transport_graph_backward", "merge_edges", "covariance_backward", "transport_logits"])
+def test_shapes_are_checked(emulated, name):  # noqa: F811
+    x, index = torch.zeros(4, 3), torch.zeros(2, 5, dtype=torch.int64)
+    arguments = {
+        "transport_graph_backward": (torch.zeros(5), x, torch.zeros(4), index, index[:, :2]),
+        "merge_edges": (torch.zeros(4), index, 4),
+        "covariance_backward": (torch.zeros(()), x, x),
+        "transport_logits": (x, torch.zeros(2, 4)),
+    }[name]
+    with pytest.raises(RuntimeError, match="must be"):
+        emulated(name)(*arguments)
+
+
+# ---- the objective ---------------------------------------------------------------------------------------------------
+class Routed(TorchDispatchMode):
+    """Inside, every op of the package is run by its table; ops that ran are noted."""
+
+    def __init__(self, table: Callable[[str], Callable]) -> None:
+        super().__init__()
+        self.table, self.ran = table, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        space, _, name = function._schema.name.partition("::")
+        if space != "shamisa":
+            return function(*args, **(kwargs or {}))
+        self.ran.add(name)
+        return self.table(name)(*args, **(kwargs or {}))
+
+
+OBJECTIVES = {
+    "published": {},
+    "trained": {"aggregation": "trained", "regularizer": "normalized", "halves": "scale"},
+    "row": {"transport_select": "row", "transport_diagonal": False, "dist_dist_cap": "sample", "decay": "reciprocal"},
+    "same_scale": {"structural": "same_scale", "aggregation": "equal", "transport_diagonal": False},
+    "binary": {"binary": True, "alignment": False},
+    "two_graphs": {"graphs": ("knn", "transport"), "regularizer": "off"},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objective_equals_reference(emulated, name):  # noqa: F811
+    """Value and gradients of RelationLoss with every relation op on the CUDA kernels, under the emulator."""
+    leaves, plan = batch(2, V=4, C=2, L=3, F=24, E=20, dtype=torch.float32)
+    loss = small_loss(24, dtype=torch.float32, dist_dist_edges=100, **OBJECTIVES[name])
+    inputs = [*leaves, *loss.parameters()]
+    results, ran = [], []
+    for table in (emulated, ops.TABLE.get):
+        with Routed(table) as mode:
+            out = loss(*leaves, plan)
+            gradients = torch.autograd.grad(out.total, inputs, allow_unused=True)
+        results.append((out, gradients))
+        ran.append(mode.ran)
+    assert ran[0] == ran[1] and {"knn_graph", "merge_edges", "pair_cost_backward", "covariance_backward"} <= ran[0]
+    (out, gradients), (expected, expected_gradients) = results
+    assert_close(out.graph.index, expected.graph.index)
+    for term in ("total", "pair", "transport", "regularizer", "variance", "covariance"):
+        a, b = getattr(out, term), getattr(expected, term)
+        assert_close(a, b, rtol=1e-5, atol=1e-6, msg=lambda m, t=term: f"{t}: {m}")
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        assert (a is None) == (b is None)
+        if b is not None:
+            assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())

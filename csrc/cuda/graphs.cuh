@@ -207,7 +207,7 @@ struct GapCut {
 // sample stand for V^2 pairs each (V (V - 1) for l = l'). Then start [B V C L, 2]: the pairs of earlier rows of the group that
 // lie before the cut, and those equal to it.
 template <class T>
-__global__ void __launch_bounds__(GraphLaunch::cut_threads)
+__global__ void __launch_bounds__(GraphLaunch::cut_threads, 1)
     dist_dist_cut(BatchShape s, const T* severity, int64_t samples /* of a group */, int64_t kept /* of a group */,
                   GapCut<T>* cut, int64_t* start) {
   using Bits = typename BitsOf<T>::type;

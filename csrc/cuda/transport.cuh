@@ -14,12 +14,17 @@ struct TransportLaunch {
   static constexpr int threads = Tile<double>::threads;
   static constexpr int warps = threads / 32;
   static constexpr int bins = 256, levels = 4;  // digits of a key, the highest first
+#if defined(SHAMISA_EMULATE)                    // so that small matrices go every way
+  static constexpr int segments = 2;
+  static constexpr int64_t stored = 1LL << 13;
+#else
   static constexpr int segments = 32;           // at most, of a row: what a block counts and collects
   static constexpr int64_t stored = 1LL << 24;  // keys, 64 MiB
-  static constexpr int64_t nodes = 1LL << 16;   // positions i N + j fit in 32 bits
-  static constexpr int64_t resident = 8;        // blocks per multiprocessor, more than fit where scores are made
-  static constexpr int making = 3, collecting = 2,
-                       reading = 6;  // the same as registers: kernels that make scores, and that only read keys
+#endif
+  static constexpr int64_t nodes = 1LL << 16;  // positions i N + j fit in 32 bits
+  static constexpr int64_t resident = 8;       // blocks per multiprocessor, more than fit where scores are made
+  // the same as registers: kernels that make scores, collect them, and that only read keys
+  static constexpr int making = 3, collecting = 2, reading = 6;
 };
 
 constexpr uint32_t no_key = 0xffffffffu;  // behind every score: NaN, or not in the matrix
