@@ -24,7 +24,7 @@ def transport_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
     u = torch.randn(N, D, generator=g, dtype=torch.float64)
     u[2::3] = u[1::3][: len(u[2::3])]  # rows that tie
     u[::9] = u[:1].clone()
-    for scale in (3.0, 0.0) if dtype != torch.float64 else (3.0,):  # 0: every score ties, up to rounding in float64
+    for scale in (3.0, 0.0) if dtype != torch.float64 and N < 100 else (3.0,):  # 0: all tie, up to rounding in float64
         log_p = (scale * u).log_softmax(1).to(dtype)
         for per_row in (False, True):
             for diagonal in (False, True):
@@ -93,16 +93,20 @@ CASES: dict[str, Callable[[int, int, torch.dtype], Iterator[Case]]] = {
     "terms": term_cases,
     "transport": transport_cases,
 }
+# below a warp, around a tile (64), several tiles
 SIZES = [(2, 1), (7, 3), (65, 33), (130, 9)]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("N, D", SIZES)
+@pytest.mark.parametrize("N, D, dtype", [(*s, t) for s in SIZES for t in DTYPES if s[0] < 100 or t == torch.float32])
 @pytest.mark.parametrize("family", CASES)
 def test_cuda_equals_reference(run, family, N, D, dtype):  # noqa: F811
     for name, arguments in CASES[family](N, D, dtype):
         before = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
-        compare(name, run(name, *arguments), getattr(reference, name)(*arguments))
+        actual = run(name, *arguments)
+        compare(name, actual, getattr(reference, name)(*arguments))
+        if N == 65 and dtype == torch.float32:  # the emulator runs blocks and threads in another order each time
+            assert_close(run(name, *arguments), actual, rtol=0, atol=0, msg=lambda m, n=name: f"{n} again: {m}")
         for a, b in zip(arguments, before, strict=True):
             assert not isinstance(a, Tensor) or torch.equal(a, b), f"{name} changes its input"
 
