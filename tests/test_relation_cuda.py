@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_relation_kernels import rows
+from test_relations import batch, small_loss
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -222,8 +223,8 @@ def test_an_index_outside_poisons(run, bad):
 
 
 def test_a_node_with_thousands_of_edges(run):
-    """More than are sorted in shared memory, and more than one block sums."""
-    g, N, M = generator(3), 50, 2200
+    """More than are sorted in shared memory, and than one block sums."""
+    g, N, M = generator(3), 1100, 2200  # and more nodes than one step of the scan
     z, weight = torch.randn(N, 7, generator=g), torch.rand(M, generator=g)
     index = torch.stack([torch.full((M,), 11), torch.randint(12, N, (M,), generator=g)])
     squared = reference.pair_cost(z, weight, index)[1]
@@ -252,6 +253,83 @@ def test_shapes_are_checked(emulated):
     ]:
         with pytest.raises(RuntimeError, match=message):
             emulated(name)(*arguments)
+
+
+def test_objective(emulated, monkeypatch):
+    """Value and gradients of the whole objective with the emulated ops in the place of the others."""
+    leaves, plan = batch(1, F=64, E=24, dtype=torch.float32)
+    loss = small_loss(64, dtype=torch.float32, anchors=32)
+    inputs = [*leaves, *loss.anchors.parameters()]
+    expected = loss(*leaves, plan)
+    gradients = torch.autograd.grad(expected.total, inputs)
+    called = []
+    rules = {"knn_graph": (ops._knn_backward, ops._knn_context), "pair_cost": (ops._pair_backward, ops._pair_context)}
+    for name, (backward, context) in rules.items():
+        torch.library.register_autograd(f"shamisa_emulated::{name}", backward, setup_context=context, lib=KEPT[0])
+        for op in (name, f"{name}_backward"):  # the rules look the backward up by name
+
+            def counted(*arguments, op=op):
+                called.append(op)
+                return emulated(op)(*arguments)
+
+            monkeypatch.setattr(torch.ops.shamisa, op, counted)
+    actual = loss(*leaves, plan)
+    assert_close(actual.graph.index, expected.graph.index)
+    assert_close(actual.total, expected.total, rtol=1e-5, atol=1e-6)
+    for a, e in zip(torch.autograd.grad(actual.total, inputs), gradients, strict=True):
+        assert_close(a, e, rtol=1e-4, atol=1e-5 * e.abs().max().item())
+    assert sorted(called) == ["knn_graph", "knn_graph_backward", "pair_cost", "pair_cost_backward"]
+
+
+# ---- what only a GPU shows -------------------------------------------------------------------------------------------
+@GPU
+@pytest.mark.parametrize("N, F", [(2016, 2048), (4999, 64), (4100, 33)])  # whole by symmetry, and panel by panel
+def test_many_rows(N, F):
+    h = rows(N, F, torch.float32, "duplicates")
+    distance, neighbor, mutual = torch.ops.shamisa.knn_graph(h, 31)
+    actual = torch.ops.shamisa.knn_graph(h.cuda(), 31)
+    compare("knn_graph", [x.cpu() for x in actual], (distance, neighbor, mutual))
+    arguments = (torch.randn(N, 31, generator=generator(N)), h, distance, neighbor)
+    expected = torch.ops.shamisa.knn_graph_backward(*arguments)
+    compare("knn_graph_backward", torch.ops.shamisa.knn_graph_backward(*(a.cuda() for a in arguments)).cpu(), expected)
+
+
+@GPU
+def test_no_synchronisation_and_graph_replay():
+    """From h and z to the cost and the gradients without waiting; a CUDA graph replays the same on new contents."""
+    k, op = 31, torch.ops.shamisa
+    h, z, one = (
+        rows(700, 64, torch.float32, "distinct").cuda(),
+        torch.randn(700, 24).cuda(),
+        torch.ones((), device="cuda"),
+    )
+
+    def step():
+        distance, neighbor, mutual = op.knn_graph(h, k)
+        index = torch.stack(
+            [torch.arange(700, device="cuda").repeat_interleave(k, output_size=700 * k), neighbor.view(-1)]
+        )
+        weight = (1 / (1 + distance)).view(-1)
+        cost, squared = op.pair_cost(z, weight, index)
+        dz, dw = op.pair_cost_backward(one, z, weight, index, squared)
+        return cost, dz, dw, mutual, op.knn_graph_backward(dw.view(-1, k), h, distance, neighbor)
+
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        eager = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = step()
+    graph.replay()
+    assert_close(replayed, eager, rtol=0, atol=0)
+    h.copy_(h.flip(0))
+    z.mul_(1.5)
+    graph.replay()
+    assert_close(replayed, step(), rtol=0, atol=0)
 
 
 def test_every_emulated_op_is_tested(emulated):
