@@ -6,10 +6,11 @@ On a GPU where there is one; everywhere under the emulator, see ``test_relation_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
-from test_relation_cuda import TOLERANCE, Case, emulated, generator, run, wide  # noqa: F401
+from test_relation_cuda import GPU, TOLERANCE, Case, emulated, generator, run, wide  # noqa: F401
 from test_relations import batch, small_loss
 from torch import Tensor
 from torch.testing import assert_close
@@ -223,3 +224,54 @@ def test_objective_equals_reference(emulated, name):  # noqa: F811
         assert (a is None) == (b is None)
         if b is not None:
             assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+
+
+# ---- what only a GPU shows -------------------------------------------------------------------------------------------
+@GPU
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("N", [2016, 4999])  # scores kept, and made again by every pass
+def test_many_nodes(N, per_row):
+    log_p = (3 * torch.randn(N, 32, generator=generator(N))).log_softmax(1)
+    log_p[1::5] = log_p[::5][: len(log_p[1::5])]
+    expected = torch.ops.shamisa.transport_graph(log_p, 8, per_row, True)
+    actual = torch.ops.shamisa.transport_graph(log_p.cuda(), 8, per_row, True)
+    compare("transport_graph", [x.cpu() for x in actual], expected)
+    arguments = (torch.randn(len(expected[0]), generator=generator(N)), log_p, *expected)
+    gradient = torch.ops.shamisa.transport_graph_backward(*(a.cuda() for a in arguments)).cpu()
+    compare("transport_graph_backward", gradient, torch.ops.shamisa.transport_graph_backward(*arguments))
+
+
+@GPU
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objective_waits_for_nothing_and_replays(name):
+    """Forward and backward without synchronisation; a CUDA graph of both gives the same on new contents."""
+    leaves, plan = batch(2, F=64, E=40, dtype=torch.float32)
+    loss = small_loss(64, dtype=torch.float32, **OBJECTIVES[name]).cuda()
+    leaves = [x.detach().cuda().requires_grad_() for x in leaves]
+    plan = SimpleNamespace(severity=plan.severity.cuda(), varying=plan.varying.cuda())
+
+    def step():
+        total = loss(*leaves, plan).total
+        return total.detach(), *torch.autograd.grad(total, leaves, allow_unused=True)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is made once is made before the capture
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        eager = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = step()
+    graph.replay()
+    assert_close(replayed, eager, rtol=0, atol=0)
+    with torch.no_grad():
+        for x in leaves:
+            x.copy_(x.flip(0))
+    graph.replay()
+    assert_close(replayed, step(), rtol=0, atol=0)
