@@ -137,6 +137,12 @@ def test_nan_reaches_every_transport_weight(run, N, per_row):  # noqa: F811
     assert grad[index.flatten()].isnan().all()
 
 
+def test_nan_reaches_every_code(run):  # noqa: F811
+    u = torch.randn(70, 40, generator=generator(70))
+    u[17, 2] = torch.nan
+    assert run("transport_codes", u, 0.05, 2).isnan().all()
+
+
 def test_transport_of_infinite_scores(run):  # noqa: F811
     """A row of certain assignments: log p = -inf times p = 0 is NaN, wherever it comes first."""
     log_p = torch.tensor([[0.0, -torch.inf]]).repeat(4, 1)

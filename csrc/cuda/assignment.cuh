@@ -10,7 +10,7 @@ struct AssignmentLaunch {
   static constexpr int rows = 16, anchors = 32;  // of a block of assignment_logits
   static constexpr int gradient_rows = 16;       // that are staged together
   static constexpr int gradient_parts = 64;      // at most, of the rows: each has sums of its own for the anchors
-  static constexpr int code_rows = 32;
+  static constexpr int code_rows = 16;
 };
 
 constexpr double least_norm = 1e-12;  // of a row, against division by zero
@@ -171,29 +171,30 @@ __global__ void __launch_bounds__(AssignmentLaunch::threads)
 }
 
 // ---- codes -----------------------------------------------------------------------------------------------------------
-// sum of exp(x) as sum * exp(most); nothing: sum = 0
+// sum of exp(x) as sum * exp(most); nothing: sum = 0, most = -inf
 struct ExpSum {
   double most, sum;
 };
-SHAMISA_DEVICE void add(ExpSum& a, const ExpSum& b) {
-  if (b.sum == 0) return;
-  if (a.sum == 0) {
-    a = b;
-    return;
-  }
-  const double most = a.most < b.most ? b.most : a.most;
-  a.sum = a.sum * exponential(a.most - most) + b.sum * exponential(b.most - most);
-  a.most = most;
+SHAMISA_DEVICE double larger(double a, double b) { return a < b ? b : a; }
+SHAMISA_DEVICE double below(double x, double most) { return x == -__builtin_inf() ? 0 : exponential(x - most); }
+SHAMISA_DEVICE double warp_most(double x) {
+  for (int step = 16; step; step /= 2) x = larger(x, __shfl_xor_sync(whole_warp, x, step));
+  return x;
 }
-SHAMISA_DEVICE double warp_log_sum(ExpSum a) {
-  for (int step = 16; step; step /= 2) {
-    const ExpSum b = {__shfl_xor_sync(whole_warp, a.most, step), __shfl_xor_sync(whole_warp, a.sum, step)};
-    // lower lane first, so that all lanes agree
-    ExpSum first = lane_of_warp() & step ? b : a;
-    add(first, lane_of_warp() & step ? a : b);
-    a = first;
+// n sums at(0) .. at(n - 1) in one, each lane every `step`-th from `start` on; with one exp each
+template <class F>
+SHAMISA_DEVICE ExpSum sum_of(int64_t start, int64_t n, int64_t step, F at) {
+  ExpSum all = {-__builtin_inf(), 0};
+  for (int64_t i = start; i < n; i += step) all.most = larger(all.most, at(i).most);
+  for (int64_t i = start; i < n; i += step) {
+    const ExpSum one = at(i);
+    if (one.sum != 0) all.sum += one.sum * below(one.most, all.most);
   }
-  return a.most + logarithm(a.sum);
+  return all;
+}
+SHAMISA_DEVICE double warp_log_sum(ExpSum own) {
+  const double most = warp_most(own.most);
+  return most + logarithm(warp_sum(own.sum == 0 ? 0 : own.sum * below(own.most, most)));
 }
 
 // The codes are exp(u / temperature - a_k - b_n): a and b make the columns, then the rows, sum to one. (The marginals 1 / K
@@ -221,9 +222,7 @@ __global__ void __launch_bounds__(AssignmentLaunch::threads, 1)
   for (int64_t n = first + warp; n < last; n += A::warps) {
     double own = 0;
     if (!begin) {
-      ExpSum row = {0, 0};
-      for (int64_t k = lane; k < c.K; k += 32) add(row, {scaled(n, k) - c.a[k], 1});
-      own = warp_log_sum(row);
+      own = warp_log_sum(sum_of(lane, c.K, 32, [&](int64_t k) { return ExpSum{scaled(n, k) - c.a[k], 1}; }));
     }
     if (lane == 0) b[n - first] = own;
     if (out)
@@ -233,22 +232,16 @@ __global__ void __launch_bounds__(AssignmentLaunch::threads, 1)
   __syncthreads();
   for (int64_t k0 = 0; k0 < c.K; k0 += 32) {
     const int64_t k = k0 + lane;
-    ExpSum column = {0, 0};
-    if (k < c.K)
-      for (int64_t n = first + warp; n < last; n += A::warps) add(column, {scaled(n, k) - b[n - first], 1});
-    columns[warp][lane] = column;
+    columns[warp][lane] =
+        sum_of(first + warp, k < c.K ? last : 0, A::warps, [&](int64_t n) { return ExpSum{scaled(n, k) - b[n - first], 1}; });
     __syncthreads();
-    if (warp == 0 && k < c.K) {
-      for (int w = 1; w < A::warps; ++w) add(column, columns[w][lane]);
-      c.partial[blockIdx.x * c.K + k] = column;
-    }
+    if (warp == 0 && k < c.K)
+      c.partial[blockIdx.x * c.K + k] = sum_of(0, A::warps, 1, [&](int64_t w) { return columns[w][lane]; });
     __syncthreads();
   }
   if (!last_block(c.finished, &flag)) return;
   for (int64_t k = warp; k < c.K; k += A::warps) {
-    ExpSum column = {0, 0};
-    for (int64_t block = lane; block < gridDim.x; block += 32) add(column, c.partial[block * c.K + k]);
-    const double a = warp_log_sum(column);
+    const double a = warp_log_sum(sum_of(lane, gridDim.x, 32, [&](int64_t block) { return c.partial[block * c.K + k]; }));
     if (lane == 0) c.a[k] = a;
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "tensors.cuh"
@@ -19,6 +20,9 @@ class Scratch {
   }
   void make_on(const Tensor& like) {
     memory_ = make({bytes_}, ScalarType::Byte, like);
+#if defined(SHAMISA_EMULATE)
+    std::memset(data<unsigned char>(memory_), 0xff, (size_t)bytes_);  // NaN and large counts: what is read before it is written
+#endif
     for (const Array& a : arrays_) *a.p = a.at < 0 ? nullptr : data<unsigned char>(memory_) + a.at;
   }
 

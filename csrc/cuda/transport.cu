@@ -64,15 +64,20 @@ Tensor transport_graph_backward(Tensor grad, Tensor log_p, Tensor weight, Tensor
   const ScalarType type = compute_type(log_p);
   const Tensor x = dense(log_p, type), slope = dense(grad, type), w = dense(weight, type);
   const Tensor edge = dense(index, ScalarType::Long), ends = dense(extreme, ScalarType::Long);
-  const Tensor out = make({N, K}, type, x), pairs = make({M}, ScalarType::Long, x), values = make({M}, ScalarType::Double, x);
+  STD_TORCH_CHECK(M < (1LL << 31), "too many edges: ", M);
+  const Tensor out = make({N, K}, type, x);
   using Launch = TransportBackwardLaunch;
   with_type(type, [&](auto t) {
     using T = decltype(t);
-    EdgePair* pair = (EdgePair*)data<int64_t>(pairs);
-    SHAMISA_RUN(transport_pack<T>, blocks_for(M, Launch::threads), Launch::threads, device.stream(), read<int64_t>(edge),
-                read<T>(slope), N, M, pair, data<double>(values));
-    SHAMISA_RUN(transport_gradient<T>, blocks_for(N, Launch::warps), Launch::threads, device.stream(), read<T>(x), pair,
-                read<double>(values), read<T>(w), read<int64_t>(ends), N, K, M, data<T>(out));
+    EdgePair* pair;
+    double *value, *p;
+    Scratch scratch;
+    scratch.add(&pair, M), scratch.add(&value, M), scratch.add(&p, N * K);
+    scratch.make_on(x);
+    SHAMISA_RUN(transport_pack<T>, blocks_for(std::max(M, N * K), Launch::threads), Launch::threads, device.stream(),
+                read<int64_t>(edge), read<T>(slope), read<T>(x), N, K, M, pair, value, p);
+    const TransportSlopes<T> g = {read<T>(x), p, pair, value, read<T>(w), read<int64_t>(ends), N, K, M};
+    SHAMISA_RUN(transport_gradient<T>, N, Launch::threads, device.stream(), g, data<T>(out));
     return 0;
   });
   return back(out, log_p.scalar_type());

@@ -320,18 +320,22 @@ __global__ void __launch_bounds__(TransportLaunch::threads, stored ? TransportLa
     }
   });
   if (g.per_row || !last_block(g.finished, &flag)) return;
+  // a thread has several rows in a line
+  const int share = (g.N + TransportLaunch::threads - 1) / TransportLaunch::threads;
+  const int begin = (int)threadIdx.x * share, end = min_of(begin + share, g.N);
   for (int which = 0; which < 2; ++which) {
-    unsigned start = 0;
-    for (int i0 = 0; i0 < g.N; i0 += TransportLaunch::threads) {
-      const int i = i0 + (int)threadIdx.x;
-      const unsigned own = i < g.N ? g.before[i * 2 + which] : 0;
-      unsigned upto = warp_scan(own);
-      __syncthreads();
-      if (lane_of_warp() == 31) totals[threadIdx.x / 32] = upto;
-      __syncthreads();
-      for (int w = 0; w < (int)threadIdx.x / 32; ++w) upto += totals[w];
-      if (i < g.N) g.before[i * 2 + which] = start + upto - own;
-      for (int w = 0; w < TransportLaunch::warps; ++w) start += totals[w];
+    unsigned own = 0;
+    for (int i = begin; i < end; ++i) own += g.before[i * 2 + which];
+    unsigned upto = warp_scan(own);
+    __syncthreads();
+    if (lane_of_warp() == 31) totals[threadIdx.x / 32] = upto;
+    __syncthreads();
+    for (int w = 0; w < (int)threadIdx.x / 32; ++w) upto += totals[w];
+    upto -= own;
+    for (int i = begin; i < end; ++i) {
+      const unsigned n = g.before[i * 2 + which];
+      g.before[i * 2 + which] = upto;
+      upto += n;
     }
   }
 }
