@@ -193,6 +193,15 @@ def test_rows_without_a_distance(run, k):
     assert few[0].isnan().all() and (few[1] == 5).all()
 
 
+@pytest.mark.parametrize("spread", [1e-1, 1e-3])
+def test_rows_close_to_each_other(run, spread):
+    """Features in a narrow cone, as an encoder gives early on: products of such rows alone cannot tell them apart."""
+    g = generator(1)
+    x = torch.relu(torch.randn(1, 64, generator=g) + spread * torch.randn(120, 64, generator=g))
+    h = x / x.norm(dim=1, keepdim=True)
+    compare("knn_graph", run("knn_graph", h, 9), reference.knn_graph(h, 9))
+
+
 def test_equal_rows_and_overflow(run):
     """All rows equal: distance 0, ties to the smaller row, gradient 0. Rows whose squares overflow stay in range."""
     h = torch.ones(37, 5)

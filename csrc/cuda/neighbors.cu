@@ -36,7 +36,8 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
   const OnDevice device(h);
   const cudaStream_t stream = device.stream();
   const ScalarType type = compute_type(h);
-  const Tensor x = dense(h, type), norm = make({N}, type, h);
+  const Tensor rows_of_h = dense(h, type), centered = make({N, F}, type, h), center = make({F}, type, h);
+  const Tensor norm = make({N}, type, h);
   const Tensor distance = make({N, k}, type, h), neighbor = make({N, k}, ScalarType::Long, h);
   const Tensor mutual = make({N, k}, ScalarType::Bool, h);
   const int64_t capacity = std::min(k + neighbor_margin, N - 1);
@@ -48,11 +49,12 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
       (int)capacity, data<int32_t>(count), {rows, rows + N * capacity}, {lengths, lengths + N * capacity}};
   with_type(type, [&](auto t) {
     using T = decltype(t);
-    const NeighborRows<T> g = {read<T>(x), read<T>(norm), N, F};
+    const NeighborRows<T> g = {read<T>(rows_of_h), read<T>(centered), read<T>(norm), N, F};
     const auto run = [&](auto width) {
       constexpr int W = decltype(width)::value;
-      SHAMISA_RUN(neighbor_norms<T>, blocks_for(N, NeighborLaunch::warps), NeighborLaunch::threads, stream, g.h, N, F,
-                  data<T>(norm));
+      SHAMISA_RUN(neighbor_center<T>, blocks_for(F, 32), 32 * NeighborLaunch::center_warps, stream, g.h, N, F, data<T>(center));
+      SHAMISA_RUN(neighbor_norms<T>, blocks_for(N, NeighborLaunch::warps), NeighborLaunch::threads, stream, g.h,
+                  read<T>(center), N, F, data<T>(centered), data<T>(norm));
       find_candidates<T, W>(g, candidates, h, stream);
       SHAMISA_RUN((neighbor_refine<T, W>), N, NeighborLaunch::threads, stream, g, candidates, k, data<T>(distance),
                   data<int64_t>(neighbor));

@@ -1,7 +1,8 @@
 // The k nearest rows of every row on CUDA, without torch. As csrc/relation/neighbors.h:
 //
 // 1. Squared distances |x_i|^2 + |x_j|^2 - 2 x_i . x_j of all pairs, into a matrix of bounded size: whole and by symmetry, or
-//    panel of rows after panel of rows.
+//    panel of rows after panel of rows. x is h less a common center: distances stay, but the products, and with them the
+//    rounding, shrink to the spread of the rows.
 // 2. Each row keeps its k + margin smallest, ties to the smaller j; NaN never.
 // 3. Those few are measured again by their differences, and in double where two are close: that decides the order.
 #pragma once
@@ -20,13 +21,16 @@ struct NeighborLaunch {
 #endif
   static constexpr int warps = 4;  // of norm, select and refine
   static constexpr int threads = 32 * warps;
-  static constexpr int together = 4;  // candidates that a warp measures at once: loads in flight
+  static constexpr int together = 4;       // candidates that a warp measures at once: loads in flight
+  static constexpr int center_warps = 8;   // of a block, over 32 columns
+  static constexpr int center_rows = 128;  // rows whose mean is the center
 };
 
 template <class T>
 struct NeighborRows {
   const T* h;     // [N, F]
-  const T* norm;  // [N]
+  const T* x;     // [N, F], h - center
+  const T* norm;  // [N], |x|^2
   int64_t N, F;
 };
 
@@ -38,14 +42,39 @@ struct Candidates {
   double* squared[2];  // [N, capacity]
 };
 
-// grid: ceil(N / NeighborLaunch::warps); block: NeighborLaunch::threads. A warp a row; reads h once. norm [N] = |h|^2, summed
-// in double.
+// grid: ceil(F / 32); block: 32 center_warps; shared: 1 or 2 KiB. center [F]: the mean of center_rows rows or fewer; any
+// center is right, only better or worse. A column with rows that are not finite stays where it is: they spoil themselves only.
 template <class T>
-__global__ void __launch_bounds__(NeighborLaunch::threads) neighbor_norms(const T* h, int64_t N, int64_t F, T* norm) {
+__global__ void __launch_bounds__(32 * NeighborLaunch::center_warps)
+    neighbor_center(const T* h, int64_t N, int64_t F, T* center) {
+  __shared__ T sums[NeighborLaunch::center_warps][32];
+  const int lane = lane_of_warp(), warp = (int)threadIdx.x / 32;
+  const int64_t d = (int64_t)blockIdx.x * 32 + lane;
+  const int64_t step = (N + NeighborLaunch::center_rows - 1) / NeighborLaunch::center_rows;
+  T sum = 0;
+  if (d < F)
+    for (int64_t i = warp * step; i < N; i += NeighborLaunch::center_warps * step) sum += h[i * F + d];
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0 || d >= F) return;
+  for (int w = 1; w < NeighborLaunch::center_warps; ++w) sum += sums[w][lane];
+  const T mean = sum / (T)((N + step - 1) / step);
+  center[d] = mean - mean == 0 ? mean : T(0);
+}
+
+// grid: ceil(N / NeighborLaunch::warps); block: NeighborLaunch::threads. A warp a row: x = h - center, norm = |x|^2, summed in
+// double. Reads h once, writes x once.
+template <class T>
+__global__ void __launch_bounds__(NeighborLaunch::threads)
+    neighbor_norms(const T* h, const T* center, int64_t N, int64_t F, T* x, T* norm) {
   const int64_t i = (int64_t)blockIdx.x * NeighborLaunch::warps + threadIdx.x / 32;
   if (i >= N) return;
   double sum = 0;
-  for (int64_t d = lane_of_warp(); d < F; d += 32) sum += (double)h[i * F + d] * (double)h[i * F + d];
+  for (int64_t d = lane_of_warp(); d < F; d += 32) {
+    const T v = h[i * F + d] - center[d];
+    x[i * F + d] = v;
+    sum += (double)v * (double)v;
+  }
   sum = warp_sum(sum);
   if (lane_of_warp() == 0) norm[i] = (T)sum;
 }
@@ -67,7 +96,7 @@ __global__ void __launch_bounds__(ProductTile<T>::threads, sizeof(T) == 4 ? 6 : 
     row = b - column * (column + 1) / 2;
   }
   const bool both = symmetric && row != column;
-  product_tile<T, W>(g.h, last, first + row * Tile::rows, g.h, g.N, column * Tile::rows, g.F, memory,
+  product_tile<T, W>(g.x, last, first + row * Tile::rows, g.x, g.N, column * Tile::rows, g.F, memory,
                      [&](int64_t i, int64_t j, T dot) {
                        if (i >= last || j >= g.N) return;
                        const T squared = i == j ? (T)not_a_number() : g.norm[i] + g.norm[j] - 2 * dot;

@@ -40,15 +40,18 @@ static void test_neighbors(int64_t N, int64_t F, int k, int64_t panel) {
   std::vector<T> h = numbers<T>(N * F, (int)(N + F));
   for (int64_t i = 2; i < N; i += 3) std::copy_n(&h[(i - 1) * F], F, &h[i * F]);  // every third repeats the one before
   const int capacity = (int)std::min<int64_t>(k + neighbor_margin, N - 1);
-  const DeviceArray<T> rows(h), norm(N, 0xff), key((panel ? panel : N) * N, 0xff), length(N * k, 0xff);
+  const DeviceArray<T> rows(h), norm(N, 0xff), center(F, 0xff), x(N * F, 0xff), key((panel ? panel : N) * N, 0xff),
+      length(N * k, 0xff);
   const DeviceArray<int32_t> count(N, 0xff), row(2 * N * capacity, 0xff);
   const DeviceArray<double> squared(2 * N * capacity, 0xff);
   const DeviceArray<int64_t> neighbor(N * k, 0xff);
   const DeviceArray<unsigned char> mutual(N * k, 0xff);
-  const NeighborRows<T> g = {rows.data(), norm.data(), N, F};
+  const NeighborRows<T> g = {rows.data(), x.data(), norm.data(), N, F};
   const Candidates to = {
       capacity, count.data(), {row.data(), row.data() + N * capacity}, {squared.data(), squared.data() + N * capacity}};
-  SHAMISA_LAUNCH(neighbor_norms<T>, over(N, Launch::warps), Launch::threads, 0, g.h, N, F, norm.data());
+  SHAMISA_LAUNCH(neighbor_center<T>, over(F, 32), 32 * Launch::center_warps, 0, g.h, N, F, center.data());
+  SHAMISA_LAUNCH(neighbor_norms<T>, over(N, Launch::warps), Launch::threads, 0, g.h, center.data(), N, F, x.data(),
+                 norm.data());
   const unsigned tiles = over(N, Tile::rows);
   for (int64_t first = 0; first < N; first += panel ? panel : N) {
     const int64_t last = panel ? std::min(first + panel, N) : N;
