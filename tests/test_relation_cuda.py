@@ -7,6 +7,7 @@ of ``tests/native``, as ``torch.ops.shamisa_emulated``; sizes are small because 
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import shlex
@@ -66,11 +67,8 @@ def build(source: Path) -> Path:
     return library
 
 
-@pytest.fixture(scope="session")
-def emulated() -> Callable:
-    """name -> the op under the emulator"""
-    if shutil.which(COMPILER[0]) is None:
-        pytest.skip(f"no C++ compiler {COMPILER[0]!r}")
+@functools.cache  # two test files use the fixture, and a namespace of ops is defined once
+def emulated_ops() -> Callable:
     table = torch.library.Library("shamisa_emulated", "DEF")
     for name in ops.TABLE:
         table.define(str(getattr(torch.ops.shamisa, name).default._schema).removeprefix("shamisa::"))
@@ -79,6 +77,14 @@ def emulated() -> Callable:
         for library in list(pool.map(build, SOURCES)):
             torch.ops.load_library(library)
     return lambda name: getattr(torch.ops.shamisa_emulated, name)
+
+
+@pytest.fixture(scope="session")
+def emulated() -> Callable:
+    """name -> the op under the emulator"""
+    if shutil.which(COMPILER[0]) is None:
+        pytest.skip(f"no C++ compiler {COMPILER[0]!r}")
+    return emulated_ops()
 
 
 KEPT = []  # a library that is collected takes its ops along
@@ -342,7 +348,9 @@ def test_no_synchronisation_and_graph_replay():
 
 
 def test_every_emulated_op_is_tested(emulated):
-    """An op that a .cu file registers has cases in the table."""
-    tested = {name for cases in CASES.values() for name, _ in cases(7, 3, torch.float32)}
+    """An op that a .cu file registers has cases in a table."""
+    from test_relation_cuda_terms import CASES as more
+
+    tested = {name for cases in (*CASES.values(), *more.values()) for name, _ in cases(7, 3, torch.float32)}
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     assert {name for name in ops.TABLE if has(f"shamisa_emulated::{name}", "CPU")} <= tested

@@ -1,0 +1,178 @@
+// merge_edges with its backward, and the graphs of the metadata, for CUDA tensors. Nothing waits for the device.
+#include "graphs.cuh"
+
+#include "scratch.cuh"
+
+namespace shamisa {
+namespace {
+
+// keys [M] -> the sorted keys and where each comes from, by torch: equal keys stay in the order of the input
+std::tuple<Tensor, Tensor> stable_sort(const Tensor& keys) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  StableIValue stack[] = {from(keys), from(std::optional<bool>(true)), from((int64_t)0), from(false)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
+
+// weight [M], index [2, M] -> weight [M], index [2, M], position [M]
+std::tuple<Tensor, Tensor, Tensor> merge_edges(Tensor weight, Tensor index, int64_t nodes) {
+  STD_TORCH_CHECK(weight.dim() == 1, "weight must be [M], got ", shape_of(weight));
+  const int64_t M = weight.size(0);
+  check_shape(index, {2, M}, "index");
+  check_device(weight, {&index});
+  STD_TORCH_CHECK(nodes >= 0 && nodes < 3037000499, "nodes must be in 0..3037000498, got ", nodes);  // nodes^2 < 2^63
+  const OnDevice device(weight);
+  const ScalarType type = compute_type(weight);
+  const Tensor w = dense(weight, type), edge = dense(index, ScalarType::Long);
+  const Tensor merged = make({M}, type, w), merged_index = make({2, M}, ScalarType::Long, w);
+  const Tensor position = make({M}, ScalarType::Long, w);
+  if (M == 0) return {merged, merged_index, position};
+  const auto run = [&](auto zero) {
+    using K = decltype(zero);
+    const Tensor key = make({M}, sizeof(K) == 4 ? ScalarType::Int : ScalarType::Long, w);
+    SHAMISA_RUN(merge_keys<K>, blocks_for(M, GraphLaunch::threads), GraphLaunch::threads, device.stream(), read<int64_t>(edge),
+                M, nodes, data<K>(key));
+    const auto [sorted, order] = stable_sort(key);
+    const int64_t blocks = blocks_for(M, GraphLaunch::scan_threads);
+    const Tensor runs = make({blocks}, ScalarType::Int, w);
+    SHAMISA_RUN(merge_count<K>, blocks, GraphLaunch::scan_threads, device.stream(), read<K>(sorted), M, (K)(nodes * nodes),
+                data<int>(runs));
+    const K* keys = read<K>(sorted);
+    const int64_t* from = read<int64_t>(order);
+    with_type(type, [&](auto t) {
+      using T = decltype(t);
+      SHAMISA_RUN((merge_write<T, K>), blocks, GraphLaunch::scan_threads, device.stream(), keys, from, read<T>(w),
+                  read<int>(runs), M, nodes, data<T>(merged), data<int64_t>(merged_index), data<int64_t>(position));
+      return 0;
+    });
+  };
+  nodes* nodes <= 0x7fffffff ? run(int32_t{}) : run(int64_t{});
+  return {merged, merged_index, position};
+}
+
+// grad [M], position [M] -> [M]
+Tensor merge_edges_backward(Tensor grad, Tensor position) {
+  const int64_t M = position.numel();
+  check_shape(grad, {M}, "grad");
+  check_device(grad, {&position});
+  const OnDevice device(grad);
+  const ScalarType type = compute_type(grad);
+  const Tensor g = dense(grad, type), at = dense(position, ScalarType::Long), out = make({M}, type, g);
+  with_type(type, [&](auto t) {
+    using T = decltype(t);
+    SHAMISA_RUN(merge_gather<T>, blocks_for(M, GraphLaunch::threads), GraphLaunch::threads, device.stream(), read<T>(g),
+                read<int64_t>(at), M, grad.numel(), data<T>(out));
+    return 0;
+  });
+  return back(out, grad.scalar_type());
+}
+
+// ---- metadata --------------------------------------------------------------------------------------------------------
+BatchShape batch_of(const Tensor& severity, int64_t views) {
+  STD_TORCH_CHECK(severity.dim() == 3, "severity must be [B, C, L], got ", shape_of(severity));
+  STD_TORCH_CHECK(views >= 1 && views < (1 << 15), "views must be in 1..32767, got ", views);
+  STD_TORCH_CHECK(severity.size(2) < (1 << 15), "L must be below 32768, got ", severity.size(2));
+  return {severity.size(0), views, severity.size(1), severity.size(2)};
+}
+
+bool is_reciprocal(const std::string& decay) {
+  STD_TORCH_CHECK(decay == "exponential" || decay == "reciprocal", "decay must be exponential or reciprocal, got ", decay);
+  return decay == "reciprocal";
+}
+
+using Edges = std::tuple<Tensor, Tensor>;
+Edges make_edges(int64_t M, const Tensor& severity) {
+  return {make({M}, compute_type(severity), severity), make({2, M}, ScalarType::Long, severity)};
+}
+
+Edges structural_graph(Tensor severity, int64_t views, std::string classes) {
+  const BatchShape s = batch_of(severity, views);
+  STD_TORCH_CHECK(classes == "parity" || classes == "same_scale" || classes == "same_reference",
+                  "classes must be parity, same_scale or same_reference, got ", classes);
+  const int half = views / 2 > 1 ? (int)views / 2 : 1;
+  const ViewClasses of = {classes == "parity" ? 2 : half, (int)views, classes == "same_scale"};
+  const int64_t pairs = of.pairs(), M = s.B * pairs * s.C * s.L;
+  const OnDevice device(severity);
+  const auto [weight, index] = make_edges(M, severity);
+  const Tensor &w = weight, &edge = index;
+  with_type(compute_type(severity), [&](auto t) {
+    using T = decltype(t);
+    SHAMISA_RUN(structural_edges<T>, blocks_for(M, GraphLaunch::threads), GraphLaunch::threads, device.stream(), s, of, pairs,
+                data<T>(w), data<int64_t>(edge));
+    return 0;
+  });
+  return {weight, index};
+}
+
+Edges ref_dist_graph(Tensor severity, int64_t views, std::string decay) {
+  const BatchShape s = batch_of(severity, views);
+  const bool reciprocal = is_reciprocal(decay);
+  const OnDevice device(severity);
+  const Tensor lambda = dense(severity, compute_type(severity));
+  const auto [weight, index] = make_edges(s.distorted(), severity);
+  const Tensor &w = weight, &edge = index;
+  with_type(compute_type(severity), [&](auto t) {
+    using T = decltype(t);
+    SHAMISA_RUN(ref_dist_edges<T>, blocks_for(s.distorted(), GraphLaunch::threads), GraphLaunch::threads, device.stream(), s,
+                read<T>(lambda), reciprocal, data<T>(w), data<int64_t>(edge));
+    return 0;
+  });
+  return {weight, index};
+}
+
+Edges ref_ref_graph(Tensor severity, int64_t views) {
+  const BatchShape s = batch_of(severity, views);
+  const int64_t R = s.references(), M = R * (R - 1);
+  const OnDevice device(severity);
+  const auto [weight, index] = make_edges(M, severity);
+  const Tensor &w = weight, &edge = index;
+  with_type(compute_type(severity), [&](auto t) {
+    using T = decltype(t);
+    SHAMISA_RUN(ref_ref_edges<T>, blocks_for(M, GraphLaunch::threads), GraphLaunch::threads, device.stream(), R, data<T>(w),
+                data<int64_t>(edge));
+    return 0;
+  });
+  return {weight, index};
+}
+
+Edges dist_dist_graph(Tensor severity, int64_t views, int64_t edges, bool per_sample, std::string decay) {
+  const BatchShape s = batch_of(severity, views);
+  STD_TORCH_CHECK(edges >= 0, "edges must be at least 0, got ", edges);
+  STD_TORCH_CHECK(s.distorted() < (1LL << 31) && s.B * s.C * s.L * s.L < (1LL << 31), "severity [B, C, L] is too large, got ",
+                  shape_of(severity));
+  const bool reciprocal = is_reciprocal(decay);
+  const int64_t groups = per_sample ? s.B : 1, samples = per_sample ? 1 : s.B;
+  const int64_t pairs = samples * s.C * s.V * s.L * (s.V * s.L - 1), kept = edges < pairs ? edges : pairs, M = groups * kept;
+  const OnDevice device(severity);
+  const Tensor lambda = dense(severity, compute_type(severity));
+  const auto [weight, index] = make_edges(M, severity);
+  const Tensor &w = weight, &edge = index;
+  if (M == 0) return {weight, index};
+  with_type(compute_type(severity), [&](auto t) {
+    using T = decltype(t);
+    Scratch scratch;
+    GapCut<T>* cut;
+    int64_t* start;
+    scratch.add(&cut, groups), scratch.add(&start, s.distorted() * 2);
+    scratch.make_on(lambda);
+    SHAMISA_RUN(dist_dist_cut<T>, groups, GraphLaunch::cut_threads, device.stream(), s, read<T>(lambda), samples, kept, cut,
+                start);
+    SHAMISA_RUN(dist_dist_edges<T>, blocks_for(s.distorted(), GraphLaunch::row_threads), GraphLaunch::row_threads,
+                device.stream(), s, read<T>(lambda), cut, start, samples, kept, reciprocal, M, data<T>(w), data<int64_t>(edge));
+    return 0;
+  });
+  return {weight, index};
+}
+
+}  // namespace
+}  // namespace shamisa
+
+SHAMISA_DEVICE_OPS(m) {
+  m.impl("merge_edges", TORCH_BOX(&shamisa::merge_edges));
+  m.impl("merge_edges_backward", TORCH_BOX(&shamisa::merge_edges_backward));
+  m.impl("structural_graph", TORCH_BOX(&shamisa::structural_graph));
+  m.impl("ref_dist_graph", TORCH_BOX(&shamisa::ref_dist_graph));
+  m.impl("ref_ref_graph", TORCH_BOX(&shamisa::ref_ref_graph));
+  m.impl("dist_dist_graph", TORCH_BOX(&shamisa::dist_dist_graph));
+}
