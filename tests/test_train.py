@@ -250,7 +250,7 @@ def test_run_folder_is_complete(unbroken, photos):
             assert min(picture.size) > 100
     weights = [Encoder("shamisa/small").state_dict(), runs.load_encoder(run.path).state_dict()]
     assert weights[0].keys() == weights[1].keys()
-    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["latest", "step-00000004", "step-00000006"]
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["best", "latest", "step-00000004", "step-00000006"]
 
 
 def test_training_changes_all_parts_but_the_detached_aggregator(unbroken):
