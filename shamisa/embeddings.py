@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .distortions import NAMES
-from .engine import Plan, distort, normalize
+from .engine import distort, normalize
 
 BINS = 8  # of severity gaps in 0..4
 
@@ -93,43 +93,42 @@ def purity(h: Tensor, label: Tensor, group: Tensor, k: int = 5) -> dict[str, lis
 
 
 # ---- of a trained encoder --------------------------------------------------------------------------------------------
+SAMPLES = 8  # whose chains are looked at
 PHOTOGRAPHS, SEVERITIES = 8, (2.0, 4.0)  # of the images whose kinds of distortion are to be found again
 
 
 @torch.inference_mode()
-def evaluate(trainer, crops: Tensor, plan: Plan) -> dict:
-    """Figures of the trained encoder, in eval mode.
-
-    Args:
-        trainer: after the last step.
-        crops, plan: a batch [B, V, 3, H, W] uint8 and its plan, on the CPU.
+def evaluate(trainer) -> dict:
+    """Figures of the trained encoder, in eval mode, on the last batches of the run (at least SAMPLES samples).
 
     Returns:
-        ``distance_by_gap`` of z and of h on that batch; ``composition``: purity of its distorted images by chain (a sample's
-        chain c in any view; neighbours of the same view do not count, so that the same picture is no help); ``kind``: purity
-        by kind of distortion of single distortions at two severities of up to 8 photographs, among other photographs.
+        ``distance_by_gap`` of z and of h; ``composition``: purity of the distorted images by chain (a sample's chain in any
+        view; neighbours in the same view do not count, so that the same picture is no help); ``kind``: purity by kind of
+        distortion of single distortions at two severities of up to 8 photographs, among other photographs.
     """
-    encoder, projector, device = trainer.model.encoder, trainer.model.projector, trainer.device
+    encoder, config = trainer.model.encoder, trainer.config
     training = encoder.training
     encoder.eval()
     try:
-        B, C, L, _ = plan.shape
-        x = trainer.engine(crops.to(device), plan.to(device), backend=trainer.config.backend)
-        h = _features(encoder, x.flatten(0, 3))
-        z = projector(h.to(device)).float().cpu().unflatten(0, x.shape[:4])
-        h = torch.nn.functional.normalize(h, dim=1)
-        chain = torch.arange(B * C).view(B, 1, C, 1).expand(x.shape[:4]).flatten()
-        view = torch.arange(x.shape[1]).view(1, -1, 1, 1).expand(x.shape[:4]).flatten()
-        severity = plan.varying_severity
-        found = {
-            "distance_by_gap": {
-                "z": distance_by_gap(z, severity),
-                "h": distance_by_gap(h.unflatten(0, x.shape[:4]), severity),
-            },
-            "composition": purity(h, chain, view),
-        }
-        found["composition"] |= {"labels": [f"sample {i // C}, chain {i % C}" for i in range(B * C)]}
-        return found | {"kind": _kinds(trainer, encoder)}
+        last = max(1, trainer.steps)
+        steps = range(max(0, last - -(-SAMPLES // config.batch)), last)
+        zs, hs, severities = [], [], []
+        for step in steps:
+            crops, _ = trainer.references.batch(step * config.accumulate)
+            plan = trainer.engine.sample(config.batch, seed=config.seed, step=step)
+            x = trainer.engine(crops.to(trainer.device), plan.to(trainer.device), backend=config.backend)
+            h = _features(encoder, x.flatten(0, 3))
+            zs.append(trainer.model.projector(h.to(trainer.device)).float().cpu().unflatten(0, x.shape[:4]))
+            hs.append(torch.nn.functional.normalize(h, dim=1).unflatten(0, x.shape[:4]))
+            severities.append(plan.varying_severity)
+        z, h, severity = torch.cat(zs), torch.cat(hs), torch.cat(severities)  # [S, V, C, L, ...], [S, C, L]
+        S, V, C, L = h.shape[:4]
+        chain = torch.arange(S * C).view(S, 1, C, 1).expand(S, V, C, L).flatten()
+        view = torch.arange(V).view(1, V, 1, 1).expand(S, V, C, L).flatten()
+        composition = purity(h.flatten(0, 3), chain, view)
+        composition["labels"] = [f"sample {i // C}, chain {i % C}" for i in range(S * C)]
+        gaps = {"z": distance_by_gap(z, severity), "h": distance_by_gap(h, severity)}
+        return {"distance_by_gap": gaps, "composition": composition, "kind": _kinds(trainer, encoder)}
     finally:
         encoder.train(training)
 

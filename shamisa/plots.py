@@ -100,7 +100,7 @@ def embedding_figures(records: list[dict], figures: dict, path: Path) -> None:
             if points:
                 axes[name].plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=what)
         if axes[name].lines:
-            axes[name].set_yscale("log")
+            axes[name].set_ylim(bottom=0)
             axes[name].legend()
     axes["gap"].set_title("distance of levels of a chain\n(1: mean distance of all images)", fontsize=10)
     axes["gap"].set_xlabel("severity gap")
@@ -120,8 +120,8 @@ def embedding_figures(records: list[dict], figures: dict, path: Path) -> None:
         axes[name].set_xticks(range(len(found["labels"])), found["labels"], rotation=90, fontsize=7)
         axes[name].axhline(found["mean"], color="black", linewidth=1, label=f"mean {found['mean']:.2f}")
         axes[name].axhline(found["chance"], color="gray", linestyle="--", label=f"chance {found['chance']:.2f}")
-        axes[name].set_ylim(0, 1)
-        axes[name].legend()
+        axes[name].set_ylim(0, 1.2)  # room for the legend
+        axes[name].legend(loc="upper right", ncols=2)
     for axis in axes.values():
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=80)

@@ -145,7 +145,7 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
     crops, _ = trainer.references.batch(last * config.accumulate)
     plan = trainer.engine.sample(config.batch, seed=config.seed, step=last)
     plots.contact_sheet(crops, plan, trainer.engine, run.path / "contact_sheet.png", config.backend)
-    figures = embeddings.evaluate(trainer, crops, plan)
+    figures = embeddings.evaluate(trainer)
     runs.write_json(run.path / "embeddings.json", figures)
     plots.embedding_figures(records, figures, run.path / "embeddings.png")
     if not trainer.quiet and records:
