@@ -1,4 +1,4 @@
-"""The ``shamisa`` command: ``shamisa train|probe|score|distort ...``, each the same as ``python -m shamisa.NAME``."""
+"""The ``shamisa`` command: ``shamisa train|probe|score|distort|data ...``, each the same as ``python -m shamisa.NAME``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train an encoder without labels (no arguments: the embedded demonstration)",
     "probe": "fit a ridge regressor on frozen features and report SRCC and PLCC",
     "score": "score photographs with a checkpoint and a regressor",
+    "data": "check photographs, pack them into tar shards",
     "distort": "draw the 26 x 5 sheet of a photograph, or families of compositions",
 }
 
@@ -17,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point: the first word chooses the command, the rest goes to it. Returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
-        module = "sheet" if argv[0] == "distort" else argv[0]
+        module = {"distort": "sheet", "data": "data.__main__"}.get(argv[0], argv[0])
         return import_module(f"shamisa.{module}").main(argv[1:]) or 0
     if argv == ["--version"]:
         from ._version import __version__

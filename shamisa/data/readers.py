@@ -17,21 +17,26 @@ Sample = step * batch_size * world_size + rank * batch_size + position; the epoc
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..reference.philox import DOMAIN_DATA, derive_key, words
+from .crops import cut
 from .photos import PhotoError, Photos
 
 MAX_ATTEMPTS = 1000  # photographs that may fail in a row before the search for a readable one ends
 _ORDER = 2**32 - 1  # draw of the epochs' orders
-_FILTER = Image.Resampling.BICUBIC  # widened when it shrinks, so antialiased
 _SOON = 200  # photographs that must be counted, or all, before max_skipped is judged
+READERS = ("pillow", "dali")
+
+T = TypeVar("T")
+# step, crops, photographs tried, photographs that failed with reasons, who decoded how many, error
+Item = tuple[int, Tensor | None, list[int], dict[int, str], dict[str, int], str | None]
 
 
 class References:
@@ -63,6 +68,7 @@ class References:
 
     Attributes:
         skipped: name -> reason of every photograph that failed so far in this process's ``loader``.
+        decoded: which decoder made how many photographs of the loader, where a reader has several.
 
     Raises:
         ValueError: an argument out of range.
@@ -105,6 +111,7 @@ class References:
         self.references, self.scales, self.pad = references, tuple(scales), pad
         self.rank, self.world_size, self.max_skipped = rank, world_size, max_skipped
         self.skipped: dict[str, str] = dict(getattr(source, "skipped", {}))
+        self.decoded: Counter[str] = Counter()
         self._key = torch.tensor(seed)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # epoch, photographs in its order
         self._failed: dict[int, str] = {}  # photograph -> reason, so that none is tried twice in a process
@@ -130,7 +137,7 @@ class References:
             ValueError: step negative.
             RuntimeError: no photograph could be read.
         """
-        crops, tried, failed = self._read(step)
+        crops, _, failed, _ = self._read(step)
         return crops, {self.source.name(i): reason for i, reason in failed.items()}
 
     def loader(
@@ -158,14 +165,7 @@ class References:
             ValueError: a range, number of workers or prefetch that makes no sense.
             RuntimeError: while iterating: no photograph could be read, or more than max_skipped failed.
         """
-        for name, given, low in (
-            ("start_step", start_step, 0),
-            ("stop_step", stop_step, start_step),
-            ("workers", workers, 0),
-            ("prefetch", prefetch, 1),
-        ):
-            if not isinstance(given, int) or given < low:
-                raise ValueError(f"{name} must be an integer of at least {low}, got {given!r}")
+        check_range(start_step, stop_step, workers, prefetch)
         loader = DataLoader(
             _Steps(self),
             batch_size=None,
@@ -180,10 +180,11 @@ class References:
         )
         return self._judge(loader)
 
-    def _judge(self, loader: DataLoader) -> Iterator[tuple[int, Tensor, dict[str, str]]]:
-        for step, crops, tried, failed, error in loader:
+    def _judge(self, loader: Iterable[Item]) -> Iterator[tuple[int, Tensor, dict[str, str]]]:
+        for step, crops, tried, failed, decoded, error in loader:
             if error is not None:
                 raise RuntimeError(error)
+            self.decoded.update(decoded)
             seen, bad = self._judged
             fresh = {self.source.name(i): reason for i, reason in failed.items() if i not in bad}
             seen.update(tried)
@@ -205,8 +206,22 @@ class References:
             self._order = epoch, derive_key(self._key, photo, _ORDER, epoch, domain=DOMAIN_DATA).argsort(stable=True)
         return self._order[1]
 
-    def _read(self, step: int) -> tuple[Tensor, list[int], dict[int, str]]:
-        """Crops, photographs tried, photographs that failed with their reasons."""
+    def _read(self, step: int) -> tuple[Tensor, list[int], dict[int, str], dict[str, int]]:
+        """Crops, photographs tried, photographs that failed with their reasons, who decoded how many."""
+        crops = torch.zeros((self.batch_size, self.views, 3, self.crop, self.crop), dtype=torch.uint8)
+        tried: list[int] = []
+        failed: dict[int, str] = {}
+        for b, (photos, places) in enumerate(self._samples(step, self._photo, tried, failed)):
+            for v, place in enumerate(places):
+                scale = self.scales[v // self.references]
+                cut(photos[v % self.references], scale, place, self.pad, out=crops[b, v])
+        return crops, tried, failed, {}
+
+    def _samples(
+        self, step: int, open_photo: Callable[[int], T], tried: list[int], failed: dict[int, str]
+    ) -> Iterator[tuple[list[T], list[list[int]]]]:
+        """For each sample of a step its R photographs, as open_photo gives them (or raises PhotoError), and the places
+        [V, 2] of its crops; appends to tried and failed."""
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
         B, R, n = self.batch_size, self.references, len(self.source)
@@ -214,26 +229,24 @@ class References:
         sample = torch.arange(first, first + B)
         w = words(self._key, sample[:, None], torch.arange(R + self.views), 0, DOMAIN_DATA)  # 4 x [B, R + V]
         choice, place = w[0][:, :R].tolist(), torch.stack(w[:2], -1)[:, R:].tolist()
-        crops = torch.zeros((B, self.views, 3, self.crop, self.crop), dtype=torch.uint8)
-        tried: list[int] = []
-        failed: dict[int, str] = {}
         for b in range(B):
             epoch, position = divmod(first + b, n)
             own = int(self._epoch(epoch)[position])
-            photos = self._photos(first + b, own, choice[b], tried, failed)
-            for s, scale in enumerate(self.scales):
-                for r, photo in enumerate(photos):
-                    v = s * R + r
-                    cut(photo, scale, place[b][v], self.pad, out=crops[b, v])
-        return crops, tried, failed
+            yield self._photos(first + b, own, choice[b], open_photo, tried, failed), place[b]
 
     def _photos(
-        self, sample: int, own: int, choice: list[int], tried: list[int], failed: dict[int, str]
-    ) -> list[Tensor]:
-        """The R photographs of a sample; appends to tried and failed."""
+        self,
+        sample: int,
+        own: int,
+        choice: list[int],
+        open_photo: Callable[[int], T],
+        tried: list[int],
+        failed: dict[int, str],
+    ) -> list[T]:
+        """The R photographs of a sample."""
         n = len(self.source)
         used: list[int] = []  # by this sample, sorted
-        good: list[Tensor] = []
+        good: list[T] = []
         for r in range(self.references):
             for attempt in range(min(MAX_ATTEMPTS, n - len(used))):
                 word = int(words(self._key, sample, r, attempt, DOMAIN_DATA)[0]) if attempt else choice[r]
@@ -241,7 +254,7 @@ class References:
                 insort(used, i)
                 tried.append(i)
                 try:
-                    good.append(self._photo(i))
+                    good.append(self._remembered(i, open_photo))
                     break
                 except PhotoError as error:
                     failed[i] = error.reason
@@ -255,14 +268,18 @@ class References:
                 good.append(good[(choice[r] * len(good)) >> 32])  # every readable one is in use: repeat one
         return good
 
-    def _photo(self, i: int) -> Tensor:
+    def _remembered(self, i: int, open_photo: Callable[[int], T]) -> T:
+        """open_photo(i), which is not asked again for one that failed."""
         if i in self._failed:
             raise PhotoError(self.source.name(i), self._failed[i])
         try:
-            return self.source[i]
+            return open_photo(i)
         except PhotoError as error:
             self._failed[i] = error.reason
             raise
+
+    def _photo(self, i: int) -> Tensor:
+        return self.source[i]
 
 
 def _unused(word: int, used: list[int], n: int) -> int:
@@ -273,80 +290,30 @@ def _unused(word: int, used: list[int], n: int) -> int:
     return i
 
 
-# ---- crops -----------------------------------------------------------------------------------------------------------
-def cut(photo: Tensor, scale: float, place: tuple[int, int] | list[int], pad: str, *, out: Tensor) -> None:
-    """Write a square crop of a photograph at a scale into out.
-
-    Args:
-        photo: uint8 [3, H, W].
-        scale: in (0, 1]; the photograph has round(scale * side) pixels a side, at least one.
-        place: two words 0..2^32-1, row and column: (word * (free + 1)) >> 32 with free = the difference of the
-            sides.
-        pad: "zero" or "reflect" where the photograph is smaller.
-        out: uint8 [3, crop, crop], filled with zeros.
-    """
-    crop = out.shape[-1]
-    height, width = (int(side * scale + 0.5) or 1 for side in photo.shape[1:])
-    rows, columns = _span(height, crop, place[0]), _span(width, crop, place[1])
-    part = photo[:, rows.source, columns.source] if scale == 1 else _shrink(photo, scale, rows, columns)
-    if pad == "reflect" and part.shape[1:] != out.shape[1:]:
-        out.copy_(part[:, rows.reflected(crop)][:, :, columns.reflected(crop)])
-    else:
-        out[:, rows.target, columns.target] = part
-
-
-class _Span:
-    """Where a crop meets one side of a photograph: out[target] = photo[source]."""
-
-    def __init__(self, source: int, target: int, length: int, side: int) -> None:
-        self.source, self.target = slice(source, source + length), slice(target, target + length)
-        self.side = side
-
-    def reflected(self, crop: int) -> Tensor:
-        """Positions in photo[source] for all of the crop, mirrored at its ends without repeating them, int64 [crop]."""
-        length = self.target.stop - self.target.start
-        period = max(1, 2 * (length - 1))
-        i = (torch.arange(crop) - self.target.start) % period
-        return torch.minimum(i, period - i)
-
-
-def _span(side: int, crop: int, word: int) -> _Span:
-    free = (word * (abs(side - crop) + 1)) >> 32
-    return _Span(free, 0, crop, side) if side >= crop else _Span(0, free, side, side)
-
-
-def _shrink(photo: Tensor, scale: float, rows: _Span, columns: _Span) -> Tensor:
-    """photo resized to rows.side x columns.side, of which only the spans are computed."""
-    box, region, shape = [], [], []
-    for side, span in ((photo.shape[1], rows), (photo.shape[2], columns)):
-        ratio = side / span.side
-        low, high = span.source.start * ratio, span.source.stop * ratio
-        margin = int(3 * ratio) + 2  # the filter reaches 2 * ratio to either side
-        first, last = max(0, int(low) - margin), min(side, int(high) + 1 + margin)
-        region.append(slice(first, last))
-        box.append((low - first, min(high, side) - first))
-        shape.append(span.source.stop - span.source.start)
-    pixels = np.ascontiguousarray(photo[:, region[0], region[1]].permute(1, 2, 0).numpy())
-    (top, bottom), (left, right) = box
-    # one direction a call: in one call the size decides which comes first, and that can move a level
-    lines = Image.fromarray(pixels).resize((shape[1], len(pixels)), _FILTER, box=(left, 0, right, len(pixels)))
-    small = lines.resize((shape[1], shape[0]), _FILTER, box=(0, top, shape[1], bottom))
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1)
-
-
 # ---- loader ----------------------------------------------------------------------------------------------------------
 class _Steps(Dataset):
-    """Step -> (step, crops, photographs tried, photographs that failed, error). An error travels as text, so that it
-    reaches the user without a worker's traceback."""
+    """Step -> item. An error travels as text, so that it reaches the user without a worker's traceback."""
 
     def __init__(self, references: References) -> None:
         self.references = references
 
-    def __getitem__(self, step: int) -> tuple[int, Tensor | None, list[int], dict[int, str], str | None]:
+    def __getitem__(self, step: int) -> Item:
         try:
             return step, *self.references._read(step), None
         except RuntimeError as error:
-            return step, None, [], {}, str(error)
+            return step, None, [], {}, {}, str(error)
+
+
+def check_range(start_step: int, stop_step: int, workers: int, prefetch: int) -> None:
+    """ValueError for arguments of a loader that make no sense."""
+    for name, given, low in (
+        ("start_step", start_step, 0),
+        ("stop_step", stop_step, start_step),
+        ("workers", workers, 0),
+        ("prefetch", prefetch, 1),
+    ):
+        if not isinstance(given, int) or given < low:
+            raise ValueError(f"{name} must be an integer of at least {low}, got {given!r}")
 
 
 def _as_is(item: tuple) -> tuple:
@@ -355,3 +322,25 @@ def _as_is(item: tuple) -> tuple:
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
+
+
+def make_references(
+    source: Photos, *, reader: str = "pillow", device: str | torch.device = "cpu", **fields
+) -> References:
+    """The reader of a name: "pillow", or "dali" (``shamisa.data.dali``), which gives the same crops.
+
+    Args:
+        source: see ``References``; "dali" needs one of files or shards.
+        device: where "dali" decodes, "cpu" or "cuda[:N]"; the crops come back to the CPU. "pillow" knows the CPU only.
+        fields: those of ``References``.
+
+    Raises:
+        ValueError: an unknown reader, DALI not installed, a source without encoded images, a field out of range.
+    """
+    if reader == "pillow":
+        return References(source, **fields)
+    if reader == "dali":
+        from .dali import DaliReferences
+
+        return DaliReferences(source, device=device, **fields)
+    raise ValueError(f"reader must be one of {list(READERS)}, got {reader!r}")

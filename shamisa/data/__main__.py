@@ -1,0 +1,99 @@
+"""Check photographs, and pack them into tar shards: ``python -m shamisa.data verify|pack PATH``.
+
+PATH is whatever training accepts: a folder (searched recursively), a list file, a .tar, a folder of them, a pattern such
+as ``DIR/shard-{000000..000009}.tar``, ``-`` for a tar on the standard input, or ``pipe:COMMAND``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from .decode import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, MIN_SIDE, PhotoError
+from .pack import PackError, pack
+from .photos import open_photos
+from .verify import describe, is_good, summarize, survey
+
+
+def size(text: str) -> int:
+    """ "1G", "500M", "64k" (powers of 1024) or a plain number -> bytes."""
+    match = re.fullmatch(r"(\d+)([kKMGT]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be a number of bytes such as 500M or 1G, got {text!r}")
+    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2].lower()]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The two commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shamisa.data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    verify = commands.add_parser(
+        "verify",
+        help="read every photograph and report",
+        description="Counts, sizes, formats, what cannot be read and why, exact duplicates. Shards are compared with the "
+        "manifest.json in their folder. Exit status 1 where something is bad (duplicates are not).",
+    )
+    verify.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
+    packing = commands.add_parser(
+        "pack",
+        help="copy photographs into tar shards with a manifest",
+        description="Original bytes and names, in sorted order; packing twice gives the same files. The folder appears "
+        "when it is complete. Exit status 1 where a photograph cannot be read, unless --skip-bad is given.",
+    )
+    packing.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new folder")
+    packing.add_argument("--shard-size", type=size, metavar="SIZE", help="bytes of a shard at most, such as 500M [1G]")
+    packing.add_argument("--shard-count", type=int, metavar="N", help="N shards instead")
+    packing.add_argument("--skip-bad", action="store_true", help="leave out what cannot be read")
+    for command in (verify, packing):
+        command.add_argument("path", metavar="PATH", help="photographs")
+        command.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode [this one]")
+        command.add_argument("--quiet", action="store_true", help="no progress bar")
+        command.add_argument(
+            "--min-side", type=int, default=MIN_SIDE, help="shortest side accepted, pixels [%(default)s]"
+        )
+        command.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="most pixels accepted [%(default)s]")
+        command.add_argument("--max-bytes", type=size, default=MAX_BYTES, help="largest file accepted [%(default)s]")
+        command.add_argument(
+            "--max-seconds", type=float, default=MAX_SECONDS, help="longest time for a photograph, 0: any [%(default)s]"
+        )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command -> 0 good, 1 something is bad, 2 bad input."""
+    given = make_parser().parse_args(argv)
+    limits = {name: getattr(given, name) for name in ("min_side", "max_pixels", "max_bytes", "max_seconds")}
+    try:
+        if given.workers < 0:
+            raise ValueError(f"--workers must be at least 0, got {given.workers}")
+        source = open_photos(given.path, **limits)
+        if given.command == "verify":
+            summary = summarize(source, list(survey(source, given.workers, given.quiet)))
+            if given.json is not None:
+                given.json.write_text(json.dumps(summary, indent=1) + "\n")
+            print(describe(summary))
+            return 0 if is_good(summary) else 1
+        options = {"shard_size": given.shard_size, "shard_count": given.shard_count, "skip_bad": given.skip_bad}
+        manifest = pack(source, given.out, workers=given.workers, quiet=given.quiet, **options)
+    except (PackError, PhotoError) as error:
+        print(f"shamisa data: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"shamisa data: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{given.out}: {manifest['photographs']} photographs in {len(manifest['shards'])} shards, "
+        f"{manifest['bytes'] / 2**20:.1f} MiB; {len(manifest['skipped'])} left out"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""Look at every photograph of a source: can it be read, what is it, is it there twice, are its shards as they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from .decode import PhotoError, decode_photo, open_photo, photo_errors, within
+from .photos import EncodedPhotos
+from .shards import PhotoShards
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one photograph; ``fault`` says why it cannot be used. Sides are those stored, before any turn."""
+
+    name: str
+    size: int = 0  # bytes
+    sha256: str = ""
+    format: str = ""  # as Pillow calls it
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+    fault: str | None = None
+
+
+def inspect(source: EncodedPhotos, i: int) -> Record:
+    """Read and decode photograph i within the limits of its source."""
+    name, label, limits = source.name(i), source._label(i), source.limits
+    found: dict = {}
+
+    def look() -> None:
+        data = source._read(i)
+        found.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        with photo_errors(label), open_photo(data, label, limits) as image:
+            found.update(format=image.format, mode=image.mode, width=image.width, height=image.height)
+        decode_photo(data, label, limits)
+
+    try:
+        within(limits.max_seconds, label, look)
+    except PhotoError as error:
+        return Record(name, **dict(found), fault=error.reason)
+    return Record(name, **found)
+
+
+class _Inspection(Dataset):
+    def __init__(self, source: EncodedPhotos) -> None:
+        self.source = source
+
+    def __getitem__(self, i: int) -> Record:
+        return inspect(self.source, i)
+
+
+def _as_is(record: Record) -> Record:
+    return record
+
+
+def survey(source: EncodedPhotos, workers: int = 0, quiet: bool = True) -> Iterator[Record]:
+    """A record of every photograph, in order.
+
+    Args:
+        workers: processes that decode; 0 decodes in this one.
+        quiet: no progress bar.
+    """
+    loader = DataLoader(
+        _Inspection(source), batch_size=None, sampler=range(len(source)), num_workers=workers, collate_fn=_as_is
+    )
+    return iter(tqdm(loader, total=len(source), **bar_options(quiet)))
+
+
+def bar_options(quiet: bool) -> dict:
+    """A progress bar that does not fill a log."""
+    interval = 0.3 if sys.stderr.isatty() else 15
+    return {"unit": " photographs", "disable": quiet, "mininterval": interval, "dynamic_ncols": True}
+
+
+def summarize(source: EncodedPhotos, records: list[Record]) -> dict:
+    """What ``verify`` prints and writes: counts, sizes, formats, and all that is wrong by name."""
+    good = [r for r in records if r.fault is None]
+    by_hash: dict[str, list[str]] = {}
+    for r in records:
+        if r.sha256:
+            by_hash.setdefault(r.sha256, []).append(r.name)
+    summary = {
+        "format": 1,
+        "photographs": len(records),
+        "bytes": sum(r.size for r in records),
+        "formats": dict(Counter(r.format for r in good).most_common()),
+        "modes": dict(Counter(r.mode for r in good).most_common()),
+        "width": _spread([r.width for r in good]),
+        "height": _spread([r.height for r in good]),
+        "shorter_side": _spread([min(r.width, r.height) for r in good]),
+        "unreadable": {r.name: r.fault for r in records if r.fault is not None},
+        "skipped": dict(source.skipped),
+        "duplicates": [names for names in by_hash.values() if len(names) > 1],
+        "others": getattr(source, "others", {}),
+    }
+    if isinstance(source, PhotoShards):
+        summary["shards"] = len(source.shards)
+        summary["manifest"] = check_manifests(source)
+    return summary
+
+
+def _spread(values: list[int]) -> dict[str, float]:
+    if not values:
+        return {}
+    return {"least": min(values), "median": statistics.median(values), "most": max(values)}
+
+
+def is_good(summary: dict) -> bool:
+    """Nothing unreadable, nothing skipped, shards as their manifest says. Duplicates are no fault."""
+    return not (summary["unreadable"] or summary["skipped"] or summary.get("manifest"))
+
+
+def describe(summary: dict) -> str:
+    """The summary in lines."""
+    lines = [f"{summary['photographs']} photographs, {summary['bytes'] / 2**20:.1f} MiB"]
+    if "shards" in summary:
+        lines[0] += f", in {summary['shards']} shards"
+    for key, words in (("formats", "formats"), ("modes", "modes"), ("others", "other files, left out")):
+        if summary[key]:
+            lines.append(f"{words}: " + ", ".join(f"{n} {k or 'without ending'}" for k, n in summary[key].items()))
+    for key, words in (("width", "width"), ("height", "height"), ("shorter_side", "shorter side")):
+        if s := summary[key]:
+            lines.append(f"{words}: {s['least']} to {s['most']} pixels, median {s['median']:g}")
+    for key, words in (("unreadable", "unreadable"), ("skipped", "left out"), ("manifest", "not as in the manifest")):
+        if key not in summary:
+            continue
+        found = summary[key]
+        lines.append(f"{words}: {len(found)}")
+        lines += [f"  {name}: {reason}" for name, reason in found.items()]
+    twice = summary["duplicates"]
+    lines.append(f"exact duplicates: {sum(len(names) - 1 for names in twice)}")
+    lines += ["  " + " = ".join(names) for names in twice]
+    return "\n".join(lines)
+
+
+# ---- manifests -------------------------------------------------------------------------------------------------------
+def check_manifests(source: PhotoShards) -> dict[str, str]:
+    """What differs between shards and the manifest.json in their folder, where there is one: shard -> fault."""
+    faults: dict[str, str] = {}
+    here: dict[str, set[str]] = {}  # folder -> names of its shards
+    for path in source.shards:
+        here.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
+    for folder, names in here.items():
+        path = Path(folder, MANIFEST)
+        if not path.is_file():
+            continue
+        try:
+            listed = {s["name"]: s for s in json.loads(path.read_text())["shards"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            faults[str(path)] = f"is not a manifest: {type(error).__name__}: {error}"
+            continue
+        for name, entry in listed.items():
+            if name not in names:
+                if not Path(folder, name).is_file():
+                    faults[name] = "is missing"
+                continue
+            size, digest = Path(folder, name).stat().st_size, hash_file(Path(folder, name))
+            if (size, digest) != (entry.get("bytes"), entry.get("sha256")):
+                faults[name] = f"has {size} bytes with SHA-256 {digest}, expected {entry['bytes']}, {entry['sha256']}"
+        faults |= {name: "is not in the manifest" for name in sorted(names - set(listed))}
+    return faults
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
