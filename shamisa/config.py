@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import presets
+from .data import READERS
+from .data.decode import MAX_SECONDS
 from .distortions import NAMES
 from .relations import GRAPHS, RelationOptions
 
@@ -49,7 +51,14 @@ class Config:
     """What a training run is. Raises TypeError or ValueError, naming the field, where a value does not fit."""
 
     # data
-    refs: str = setting(EMBEDDED, "pristine photographs: a folder, a list file with one path per line, or 'embedded'")
+    refs: str = setting(
+        EMBEDDED,
+        "pristine photographs: a folder, a list file with one path per line, tar shards (a .tar, a folder of them, "
+        "DIR/shard-{000000..000009}.tar, pipe:COMMAND, - for the standard input), or 'embedded'",
+    )
+    reader: str = setting(
+        "pillow", "who decodes: pillow, or dali (NVIDIA DALI, on the device of the training)", choices=READERS
+    )
     batch: int = setting(
         2,
         "B, samples that a process takes at a time; each gives 6 pristine and 6 C L distorted images. A step has "
@@ -65,6 +74,12 @@ class Config:
     )
     max_skipped: float = setting(
         0.5, "share of the photographs that may be unreadable before the run fails", low=0, high=1
+    )
+    max_seconds: float = setting(
+        MAX_SECONDS,
+        "seconds after which a photograph that is still being decoded counts as unreadable; 0: none",
+        low=0,
+        high=999999,
     )
     workers: int = setting(4, "loader processes of each training process; 0 loads in it", low=0, high=256, live=True)
     prefetch: int = setting(2, "batches that each loader process reads ahead", low=1, high=1024, live=True)

@@ -76,7 +76,7 @@ class GraphedStep:
         bad = ~values.isfinite().all()
         if t.config.clip:
             nn.utils.clip_grads_with_norm_(t.model.parameters(), t.config.clip, norm)
-        t.optimizer.found_inf = bad.float().reshape(1)  # fused optimizers then change nothing
+        t.optimizer.found_inf = bad.float()  # fused optimizers then change nothing
         t.optimizer.step()
         for buffer, old in zip(t.buffers, before, strict=True):
             buffer.copy_(torch.where(bad, old, buffer))

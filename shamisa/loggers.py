@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import sys
 from typing import Protocol
 
@@ -79,7 +80,7 @@ class Wandb:
         import wandb
 
         file = run.path / "wandb.json"
-        identity = runs.read_json(file)["id"] if file.is_file() else wandb.util.generate_id()
+        identity = runs.read_json(file)["id"] if file.is_file() else secrets.token_hex(4)
         runs.write_json(file, {"project": config.wandb, "id": identity})
         self.run = wandb.init(
             project=config.wandb,
@@ -97,7 +98,7 @@ class Wandb:
         pass  # it sends in its own time
 
     def close(self) -> None:
-        self.run.finish(quiet=True)
+        self.run.finish()
 
 
 def check(config: Config) -> None:

@@ -24,7 +24,8 @@ from .config import Config
 from .data import photos
 from .data.embedded import EmbeddedPhotos
 from .data.photos import Photos
-from .data.readers import References
+from .data.readers import make_references
+from .data.shards import names_shards
 from .distortions import DISTORTIONS
 from .engine import DistortionEngine, Plan, normalize
 from .models import Learner, load_matching
@@ -61,8 +62,10 @@ class Trainer:
             kernels = tuple(k for k in ("cpu", "cuda") if has_kernel("distort", k))
             graphed.check_graphable(config, self.device, self.precision, self.processes.world_size, kernels)
         self.engine = DistortionEngine(**config.engine_options())
-        self.references = References(
-            open_photos(config.refs),
+        self.references = make_references(
+            open_photos(config, self.processes.world_size),
+            reader=config.reader,
+            device=self.device,
             batch_size=config.batch,
             seed=config.seed,
             crop=config.crop,
@@ -357,14 +360,18 @@ def check_crop(config: Config) -> None:
         raise ValueError(f"crop must be at least {need} pixels for {', '.join(small)}, got {config.crop}")
 
 
-def open_photos(refs: str) -> Photos:
-    """'embedded', a folder or a list file -> source; ValueError for anything else, and for one without photographs."""
+def open_photos(config: Config, world_size: int = 1) -> Photos:
+    """'embedded', a folder, a list file or shards -> source; ValueError for anything else, and for one without
+    photographs."""
+    refs = config.refs
     if refs == configuration.EMBEDDED:
         return EmbeddedPhotos(split="train")
-    if not refs or not Path(refs).exists():
+    if not refs or not (names_shards(refs) or Path(refs).exists()):
         fault = f"{refs!r}, which does not exist" if refs else "nothing"
-        raise ValueError(f"refs must be a folder, a list file or 'embedded', got {fault}")
-    return photos.open_photos(refs)
+        raise ValueError(f"refs must be a folder, a list file, shards or 'embedded', got {fault}")
+    if refs == "-" and world_size > 1:
+        raise ValueError(f"refs must be something that each of {world_size} processes can open, got the standard input")
+    return photos.open_photos(refs, max_seconds=config.max_seconds)
 
 
 def make_optimizer(config: Config, model: nn.Module, fused: bool = False) -> torch.optim.Optimizer:

@@ -86,7 +86,13 @@ def finish(made: list[multiprocessing.Process], limit: float = LIMIT) -> list[in
 
 
 def words(photos, **fields) -> list[str]:
-    return flags(**({"refs": str(photos), "optimizer": "sgd", "schedule": "constant", "tensorboard": False, "demo": False} | TINY | fields)) + ["--quiet"]
+    return flags(
+        **(
+            {"refs": str(photos), "optimizer": "sgd", "schedule": "constant", "tensorboard": False, "demo": False}
+            | TINY
+            | fields
+        )
+    ) + ["--quiet"]
 
 
 def logs(folder: Path) -> str:

@@ -184,8 +184,11 @@ def test_what_may_change_on_resume(given, allowed):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"refs": "/no/such/folder"}, "refs must be a folder, a list file or 'embedded', got '/no/such/folder'"),
-        ({"refs": ""}, "refs must be a folder, a list file or 'embedded', got nothing"),
+        (
+            {"refs": "/no/such/folder"},
+            "refs must be a folder, a list file, shards or 'embedded', got '/no/such/folder'",
+        ),
+        ({"refs": ""}, "refs must be a folder, a list file, shards or 'embedded', got nothing"),
         ({"refs": "EMPTY"}, "must hold photographs"),
         ({"device": "cuda:7"}, "device cuda:7 is not there"),
         ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
