@@ -1,66 +1,111 @@
-"""From files to crops: ``References`` against nothing but decoding, on the photographs packaged with scikit-image and -learn."""
+"""From files to crops: every reader against nothing but decoding, on packaged photographs or a folder (SHAMISA_PHOTOS)."""
 
 from __future__ import annotations
+
+import os
+import time
 
 import peers
 import pytest
 import torch
 from measure import error
 
-from shamisa.data.embedded import PACKAGED, EmbeddedPhotos
-from shamisa.data.photos import PhotoList, read_photo
-from shamisa.data.readers import References
+from shamisa.data import EmbeddedPhotos, PhotoFolder, PhotoList, PhotoShards, References, make_references, read_photo
+from shamisa.data.pack import pack
 
-ROWS = ("References", "References, photographs cached", "read_photo", "Pillow decode", "torchvision decode")
+MOST = 100  # photographs of a folder
+ROWS = {  # row -> shards, reader, bytes of cache
+    "References": (False, "pillow", 0),
+    "References, shards": (True, "pillow", 0),
+    "References, DALI": (False, "dali", 0),
+    "References, DALI, shards": (True, "dali", 0),
+    "References, photographs cached": (False, "pillow", 1 << 30),
+}
+DECODERS = ("read_photo", "Pillow decode", "torchvision decode")
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> list[str]:
-    paths = EmbeddedPhotos("train", leaves=0)._paths + EmbeddedPhotos("test", leaves=0)._paths
-    assert len(paths) == sum(len(p) for p in PACKAGED.values())
-    return [str(p) for p in paths]
+def subject() -> str:
+    return "photographs of a folder" if "SHAMISA_PHOTOS" in os.environ else "packaged photographs"
+
+
+@pytest.fixture(scope="module")
+def files() -> list[str]:
+    if folder := os.environ.get("SHAMISA_PHOTOS"):
+        source = PhotoFolder(folder)
+        return [source.path(i) for i in range(min(MOST, len(source)))]
+    return [str(p) for split in ("train", "test") for p in EmbeddedPhotos(split, leaves=0)._paths]
+
+
+@pytest.fixture(scope="module")
+def sources(files, tmp_path_factory) -> dict[bool, PhotoList | PhotoShards]:
+    """The files, and the same packed into shards."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "photos.txt").write_text("\n".join(files))
+    listed = PhotoList(folder / "photos.txt")
+    pack(listed, folder / "shards", shard_count=2)
+    return {False: listed, True: PhotoShards(folder / "shards")}
+
+
+def cpu_seconds(call) -> float:
+    """Processor time of a call, of all threads of this process."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 @pytest.mark.parametrize("who", ROWS)
-def test_loader(row, files, tmp_path, who):
-    """References: 3 photographs a sample, decoded, cut and halved into 6 crops of 224 px; images are photographs read."""
-    names = tmp_path / "photos.txt"
-    names.write_text("\n".join(files))
-    extra = {}
-    if who.startswith("References"):
-        source = PhotoList(names, cache_bytes=1 << 30 if "cached" in who else 0)
-        references = References(source, batch_size=1, seed=0)
-        steps = range(len(files))  # every photograph is somebody's own once
-        call, images = lambda: [references.batch(s)[0] for s in steps], 3 * len(files)  # noqa: E731
-        if "cached" not in who:
-            cached = References(PhotoList(names, cache_bytes=1 << 30), batch_size=1, seed=0)
-            extra = error(torch.stack(call()), torch.stack([cached.batch(s)[0] for s in steps]))
+def test_loader(row, files, sources, subject, who):
+    """3 photographs a sample, decoded, cut and halved into 6 crops of 224 px; images are photographs read."""
+    in_shards, reader, cache = ROWS[who]
+    source = sources[in_shards] if not cache else PhotoList(_list(sources[False]), cache_bytes=cache)
+    if reader == "dali":
+        pytest.importorskip("nvidia.dali")
+    references = make_references(source, reader=reader, batch_size=1, seed=0)
+    steps = range(len(files))  # every photograph is somebody's own once
+    expected = References(sources[in_shards], batch_size=1, seed=0)
+    few = steps[:7]
+    extra = error(*(torch.stack([r.batch(s)[0] for s in few]) for r in (references, expected)))
+
+    def call() -> None:
+        for s in steps:
+            references.batch(s)
+
+    call()
+    crops = len(steps) * references.views
+    extra["cpu_ms_per_crop"] = 1e3 * cpu_seconds(call) / crops
+    images = len(steps) * references.references
+    row(call, section="loader", subject=subject, row=who, images=images, seconds=1.0, most=8, **extra)
+
+
+def _list(source: PhotoList) -> str:
+    return os.path.join(source.root, "photos.txt")
+
+
+@pytest.mark.parametrize("who", DECODERS)
+def test_decoding(row, files, subject, who):
+    """The ceiling: photographs decoded, nothing more."""
+    if who == "read_photo":
+        decode = read_photo
+    elif who == "Pillow decode":
+        Image = peers.need("PIL.Image")
+
+        def decode(path: str) -> None:
+            with Image.open(path) as image:
+                image.convert("RGB").load()
+
     else:
-        images = len(files)
-        if who == "read_photo":
-            call = lambda: [read_photo(f) for f in files]  # noqa: E731
-        elif who == "Pillow decode":
-            Image = peers.need("PIL.Image")
+        try:
+            decode = peers.need("torchvision.io").decode_image
+            decode(files[0], mode="RGB")
+        except (peers.Missing, RuntimeError, AttributeError) as missing:
+            pytest.skip(f"torchvision decodes nothing here: {missing}")
 
-            def call():
-                for f in files:
-                    with Image.open(f) as image:
-                        image.convert("RGB").load()
+    def call() -> None:
+        for file in files:
+            decode(file)
 
-        else:
-            try:
-                decode = peers.need("torchvision.io").decode_image
-                decode(files[0], mode="RGB")
-            except (peers.Missing, RuntimeError, AttributeError) as missing:
-                pytest.skip(f"torchvision decodes nothing here: {missing}")
-            call = lambda: [decode(f, mode="RGB") for f in files]  # noqa: E731
-    row(
-        call,
-        section="loader",
-        subject="packaged photographs",
-        row=who,
-        images=images,
-        seconds=1.0,
-        most=8,
-        **extra,
-    )
+    call()
+    # a photograph decoded once gives two crops
+    extra = {"cpu_ms_per_crop": 1e3 * cpu_seconds(call) / (2 * len(files))}
+    row(call, section="loader", subject=subject, row=who, images=len(files), seconds=1.0, most=8, **extra)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data.photos import PhotoError, open_photos
+from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .features import Extractor
 from .probe import open_device, open_encoder
 from .ridge import Regressor
@@ -111,7 +111,7 @@ def gather(paths: Sequence[str]) -> tuple[list[str], list[PhotoError]]:
             if os.path.isdir(path) or path.lower().endswith(".txt"):
                 if path != given and os.path.isdir(path):
                     continue  # ** matches the folders as well as what is in them
-                source = open_photos(path)
+                source = (PhotoFolder if os.path.isdir(path) else PhotoList)(path)
                 found.update((source.path(i), None) for i in range(len(source)))
                 closed += [PhotoError(os.path.join(path, name), reason) for name, reason in source.skipped.items()]
             else:

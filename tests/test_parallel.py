@@ -282,14 +282,17 @@ def wait_for(out: Path, steps: int, made: list) -> None:
         time.sleep(0.01)
 
 
+def torchrun_environment() -> dict[str, str]:
+    path = os.pathsep.join([str(Path(train.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
 def test_torchrun(photos, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     arguments = words(photos, steps=2, **ONE_BATCH)
-    path = os.pathsep.join([str(Path(train.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "shamisa.train", *arguments, "--out", str(tmp_path / "run")],
-        env=environment,
+        env=torchrun_environment(),
         capture_output=True,
         text=True,
         timeout=LIMIT,
@@ -297,6 +300,29 @@ def test_torchrun(photos, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished: ") == 1  # one process speaks
     assert len(metrics(runs.Run.open(tmp_path / "run"))) == 2
+
+
+def test_sigterm_to_torchrun_saves(photos, tmp_path):
+    """torchrun passes the signal on to whole process groups, the loader processes included."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    arguments = words(photos, steps=10**6, workers=1, checkpoint_every=0)
+    process = subprocess.Popen(
+        [*command, "shamisa.train", *arguments, "--out", str(tmp_path / "run")],
+        env=torchrun_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    limit = time.monotonic() + LIMIT
+    metrics_file = tmp_path / "run" / "metrics.jsonl"
+    while not metrics_file.is_file() or metrics_file.read_text().count('"step"') < 5:
+        assert process.poll() is None and time.monotonic() < limit, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=LIMIT)[1]
+    run = runs.Run.open(tmp_path / "run")
+    assert run.status()["status"] == "interrupted", err
+    assert runs.find_checkpoint(run.path).step == run.status()["step"] == len(run.records()) >= 5
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------

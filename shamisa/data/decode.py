@@ -60,7 +60,8 @@ class Limits:
         max_seconds: reading and decoding that take longer are given up; 0 waits for ever. Time while the process is
             stopped hardly counts. What hangs in the system (a network mount that is gone) leaves a thread behind that
             waits for it; codecs that cannot be interrupted (WebP, JPEG 2000) are noticed when they return, which
-            ``max_pixels`` bounds.
+            ``max_pixels`` bounds. What is given up depends on the machine: keep the limit far above what good
+            photographs take, or batches are no longer a function of the seed alone.
 
     Raises:
         ValueError: a limit that is not a number or too small.

@@ -113,7 +113,10 @@ def names_shards(path: str | os.PathLike) -> bool:
     if _is_stream(path):
         return True
     if os.path.isdir(path):
-        entries = [e for e in os.scandir(path) if not e.name.startswith(".")]
+        try:
+            entries = [e for e in os.scandir(path) if not e.name.startswith(".")]
+        except OSError:  # a folder that cannot be listed gets its error as one of photographs
+            return False
         photographs = any(os.path.splitext(e.name)[1].lower() in EXTENSIONS for e in entries)
         tars = any(_is_tar(e.name) for e in entries)
         return tars and not photographs and not any(e.is_dir() for e in entries)
