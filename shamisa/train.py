@@ -24,6 +24,7 @@ import torch
 from . import config as configuration
 from . import demo, dryrun, embeddings, plots, runs
 from .config import Config
+from .distortions import DISTORTIONS
 from .embeddings import effective_rank as effective_rank
 from .models import Learner
 from .ops import has_kernel
@@ -152,7 +153,8 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
         print(time_table(records))
     if config.demo:
         untrained = Learner(config).encoder.to(trainer.device)
-        crop = min(config.crop, 224)  # fits into every held-out photograph
+        least = max(row.min_size for row in DISTORTIONS.values())
+        crop = min(max(config.crop, least), 224)  # all distortions can work on it; fits into every held-out photograph
         options = {"crop": crop, "backend": config.backend, "compositions": 60}  # 720 images: fewer make a noisy figure
         demo.compare(untrained, trainer.model.encoder, run.path / "demo.json", **options)
 

@@ -52,9 +52,9 @@ def test_profile_of_a_run(tmp_path, capsys):
     assert train.main([*WORDS, "--profile", "2", "--out", str(tmp_path / "run")]) == 0
     trace = json.loads((tmp_path / "run" / "profile" / "trace.json").read_text())
     names = {e.get("name") for e in trace["traceEvents"]}
-    assert set(PARTS) <= names and any("convolution" in str(n) for n in names)
+    assert set(PARTS) <= names and "shamisa::distort" in names
     table = (tmp_path / "run" / "profile" / "ops.txt").read_text()
-    assert "Self CPU" in table and "shamisa::" in table
+    assert "Self CPU" in table and "convolution" in table
     assert f"profile: {tmp_path / 'run' / 'profile'}" in capsys.readouterr().err
 
 
