@@ -57,8 +57,15 @@ def run_rank(rank: int, world: int, port: int, words: list[str], log: str) -> No
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with open(log, "w", buffering=1) as file:
         sys.stderr = sys.stdout = file
-        code = train.main(words)
+        code = run_alone(words)
     os._exit(code)  # without a farewell to processes that are gone
+
+
+def run_alone(words: list[str]) -> int:
+    """The command without the pictures at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "finish", lambda trainer, run: None)
+        return train.main(words)
 
 
 def start(words: list[str], folder: Path, world: int = 2) -> list[multiprocessing.Process]:
@@ -107,7 +114,7 @@ def run_two(arguments: list[str], folder: Path) -> None:
 def one(photos, tmp_path_factory):
     """The run folder of one process with batch 2."""
     out = tmp_path_factory.mktemp("one") / "run"
-    assert train.main([*words(photos, batch=2, lr=0.01), "--out", str(out)]) == 0
+    assert run_alone([*words(photos, batch=2, lr=0.01), "--out", str(out)]) == 0
     return runs.Run.open(out)
 
 
@@ -151,7 +158,7 @@ def test_the_comparison_can_fail(photos, one, tmp_path):
 
 def test_two_processes_accumulate_as_one(photos, tmp_path):
     fields = {"accumulate": 2, "steps": 3, "lr": 0.01}
-    assert train.main([*words(photos, batch=2, **fields), "--out", str(tmp_path / "one")]) == 0
+    assert run_alone([*words(photos, batch=2, **fields), "--out", str(tmp_path / "one")]) == 0
     run_two([*words(photos, **fields, **ONE_BATCH), "--out", str(tmp_path / "two")], tmp_path)
     assert_runs_close(runs.Run.open(tmp_path / "one"), runs.Run.open(tmp_path / "two"))
 
@@ -168,7 +175,7 @@ def test_resumed_run_equals_unbroken_and_may_change_processes(photos, one, two, 
     for key, value in runs.find_checkpoint(two.path).model_tensors().items():
         assert torch.equal(runs.find_checkpoint(out).model_tensors()[key], value), key
     # one process goes on where two stopped: the same samples, so the same training
-    assert train.main(["--resume", str(copy), "--steps", "6", "--quiet"]) == 0
+    assert run_alone(["--resume", str(copy), "--steps", "6", "--quiet"]) == 0
     assert_runs_close(runs.Run.open(copy), one)
     assert runs.find_checkpoint(copy).index["header"]["config"]["batch"] == 2
 
@@ -328,8 +335,8 @@ def test_sigterm_to_torchrun_saves(photos, tmp_path):
 # ---- pieces ----------------------------------------------------------------------------------------------------------
 def test_one_process_needs_no_torchrun(photos, tmp_path):
     """--gather and --sync-bn with one process are the identity."""
-    assert train.main([*words(photos, steps=2, **ONE_BATCH), "--out", str(tmp_path / "a")]) == 0
-    assert train.main([*words(photos, steps=2), "--out", str(tmp_path / "b")]) == 0
+    assert run_alone([*words(photos, steps=2, **ONE_BATCH), "--out", str(tmp_path / "a")]) == 0
+    assert run_alone([*words(photos, steps=2), "--out", str(tmp_path / "b")]) == 0
     assert metrics(runs.Run.open(tmp_path / "a")) == metrics(runs.Run.open(tmp_path / "b"))
 
 
