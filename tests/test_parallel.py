@@ -33,6 +33,9 @@ pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch was built without torch.distributed"
 )
 ONE_BATCH = {"gather": True, "sync_bn": True}  # the processes are to be as one
+# With ten times this rate, rounding that flips one edge of a graph grows to 1e-2 within six steps: between one process and two
+# just as between two memory layouts of one process.
+LR = 1e-3
 LIMIT = 120  # seconds that a test waits for the processes
 
 
@@ -114,7 +117,7 @@ def run_two(arguments: list[str], folder: Path) -> None:
 def one(photos, tmp_path_factory):
     """The run folder of one process with batch 2."""
     out = tmp_path_factory.mktemp("one") / "run"
-    assert run_alone([*words(photos, batch=2, lr=0.01), "--out", str(out)]) == 0
+    assert run_alone([*words(photos, batch=2, lr=LR), "--out", str(out)]) == 0
     return runs.Run.open(out)
 
 
@@ -122,7 +125,7 @@ def one(photos, tmp_path_factory):
 def two(photos, tmp_path_factory):
     """The run folder of two processes with batch 1 each, on the same global batch."""
     folder = tmp_path_factory.mktemp("two")
-    run_two([*words(photos, lr=0.01, **ONE_BATCH), "--out", str(folder / "run")], folder)
+    run_two([*words(photos, lr=LR, **ONE_BATCH), "--out", str(folder / "run")], folder)
     return runs.Run.open(folder / "run")
 
 
@@ -130,11 +133,11 @@ def assert_runs_close(a: runs.Run, b: runs.Run) -> None:
     """Metrics and final weights to float32 tolerance."""
     for x, y in zip(metrics(a), metrics(b), strict=True):
         assert_close(x["loss"], y["loss"], rtol=1e-4, atol=1e-5)
-        assert_close(x["grad_norm"], y["grad_norm"], rtol=1e-3, atol=1e-5)
+        assert_close(x["grad_norm"], y["grad_norm"], rtol=1e-4, atol=1e-5)
         assert (x["step"], x["epoch"], x["lr"]) == (y["step"], y["epoch"], y["lr"])
     weights = [runs.find_checkpoint(r.path).model_tensors() for r in (a, b)]
     for key, value in weights[0].items():
-        assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+        assert_close(weights[1][key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
 
 
 # ---- the same as one process -----------------------------------------------------------------------------------------
@@ -142,22 +145,22 @@ def test_two_processes_equal_one(one, two):
     assert_runs_close(one, two)
     assert two.status() == {"status": "finished", "step": 6, "message": ""}
     assert runs.read_json(two.path / "config.json")["processes"] == 2
-    first = {k: v for k, v in runs.find_checkpoint(one.path).model_tensors().items()}
-    fresh = Learner(Config(**(TINY | {"batch": 2}))).state_dict()
-    moved = [float((first[k].float() - fresh[k].float()).abs().max()) for k in first]
-    assert max(moved) > 0.01  # weights have moved much further than the tolerance
+    last = runs.find_checkpoint(one.path).model_tensors()
+    fresh = dict(Learner(Config(**(TINY | {"batch": 2}))).named_parameters())
+    moved = [float((last[k] - fresh[k].detach()).abs().max()) for k in fresh]
+    assert max(moved) > 0.002  # much further than the tolerance
 
 
 def test_the_comparison_can_fail(photos, one, tmp_path):
     """Without gather and shared batch normalisation two processes train otherwise."""
-    run_two([*words(photos, lr=0.01, steps=2), "--out", str(tmp_path / "run")], tmp_path)
+    run_two([*words(photos, lr=LR, steps=2), "--out", str(tmp_path / "run")], tmp_path)
     other = runs.Run.open(tmp_path / "run")
     with pytest.raises(AssertionError):
         assert_close(metrics(other)[0]["loss"]["total"], metrics(one)[0]["loss"]["total"], rtol=1e-4, atol=1e-5)
 
 
 def test_two_processes_accumulate_as_one(photos, tmp_path):
-    fields = {"accumulate": 2, "steps": 3, "lr": 0.01}
+    fields = {"accumulate": 2, "steps": 3, "lr": LR}
     assert run_alone([*words(photos, batch=2, **fields), "--out", str(tmp_path / "one")]) == 0
     run_two([*words(photos, **fields, **ONE_BATCH), "--out", str(tmp_path / "two")], tmp_path)
     assert_runs_close(runs.Run.open(tmp_path / "one"), runs.Run.open(tmp_path / "two"))
@@ -166,7 +169,7 @@ def test_two_processes_accumulate_as_one(photos, tmp_path):
 # ---- resume ----------------------------------------------------------------------------------------------------------
 def test_resumed_run_equals_unbroken_and_may_change_processes(photos, one, two, tmp_path):
     out = tmp_path / "run"
-    run_two([*words(photos, lr=0.01, steps=3, **ONE_BATCH), "--out", str(out)], tmp_path)
+    run_two([*words(photos, lr=LR, steps=3, **ONE_BATCH), "--out", str(out)], tmp_path)
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", out, copy], check=True)
     run_two(["--resume", str(out), "--steps", "6", "--quiet"], tmp_path)
