@@ -16,6 +16,9 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import presets
+from .data import READERS
+from .data.decode import MAX_SECONDS
 from .distortions import NAMES
 from .relations import GRAPHS, RelationOptions
 
@@ -48,8 +51,21 @@ class Config:
     """What a training run is. Raises TypeError or ValueError, naming the field, where a value does not fit."""
 
     # data
-    refs: str = setting(EMBEDDED, "pristine photographs: a folder, a list file with one path per line, or 'embedded'")
-    batch: int = setting(2, "B, samples per step; each gives 6 pristine and 6 C L distorted images", low=1, high=4096)
+    refs: str = setting(
+        EMBEDDED,
+        "pristine photographs: a folder, a list file with one path per line, tar shards (a .tar, a folder of them, "
+        "DIR/shard-{000000..000009}.tar, pipe:COMMAND, - for the standard input), or 'embedded'",
+    )
+    reader: str = setting(
+        "pillow", "who decodes: pillow, or dali (NVIDIA DALI, on the device of the training)", choices=READERS
+    )
+    batch: int = setting(
+        2,
+        "B, samples that a process takes at a time; each gives 6 pristine and 6 C L distorted images. A step has "
+        "batch x accumulate x processes samples",
+        low=1,
+        high=4096,
+    )
     crop: int = setting(224, "side of the square crops, pixels", low=16, high=4096)
     pad: str = setting(
         "zero",
@@ -59,7 +75,14 @@ class Config:
     max_skipped: float = setting(
         0.5, "share of the photographs that may be unreadable before the run fails", low=0, high=1
     )
-    workers: int = setting(4, "loader processes; 0 loads in the training process", low=0, high=256, live=True)
+    max_seconds: float = setting(
+        MAX_SECONDS,
+        "seconds after which a photograph that is still being decoded counts as unreadable; 0: none",
+        low=0,
+        high=999999,
+    )
+    workers: int = setting(4, "loader processes of each training process; 0 loads in it", low=0, high=256, live=True)
+    prefetch: int = setting(2, "batches that each loader process reads ahead", low=1, high=1024, live=True)
     # distortions
     compositions: int = setting(4, "C, chains of distortions drawn per sample", low=1, high=256)
     levels: int = setting(5, "L, severities of the varying stage of each chain", low=1, high=192)
@@ -107,6 +130,12 @@ class Config:
         choices=("global", "row"),
     )
     transport_diagonal: bool = setting(OBJECTIVE.transport_diagonal, "the unused diagonal may take transport places")
+    dist_dist_edges: int = setting(
+        OBJECTIVE.dist_dist_edges, "severity pairs kept, see dist-dist-cap", low=1, high=2**31
+    )
+    transport_edges: int = setting(OBJECTIVE.transport_edges, "transport scores kept per image", low=1, high=65536)
+    alignment: bool = setting(OBJECTIVE.alignment, "the term that trains the anchors is part of the objective")
+    binary: bool = setting(OBJECTIVE.binary, "every relation weighs 1 (no gradient through the graphs)")
     aggregation: str = setting(
         OBJECTIVE.aggregation,
         "weights of the graphs: random network, trained network, equal",
@@ -120,13 +149,26 @@ class Config:
     halves: str = setting(
         OBJECTIVE.halves, "rows of the two halves of variance and covariance", choices=("published", "scale")
     )
+    code_temperature: float = setting(OBJECTIVE.code_temperature, "softness of the balanced codes", low=1e-6)
+    temperature: float = setting(OBJECTIVE.temperature, "softness of the assignments to anchors", low=1e-6)
+    rounds: int = setting(OBJECTIVE.rounds, "Sinkhorn rounds of the balanced codes", low=1, high=1000)
+    gather: bool = setting(
+        OBJECTIVE.gather, "one objective over the samples of all processes, instead of the mean of one per process"
+    )
+    alignment_weight: float = setting(OBJECTIVE.alignment_weight, "factor of the alignment term", low=0)
+    regularizer_weight: float = setting(OBJECTIVE.regularizer_weight, "factor of the edge regulariser", low=0)
     variance_weight: float = setting(OBJECTIVE.variance_weight, "factor of the variance term", low=0)
     invariance_weight: float = setting(OBJECTIVE.invariance_weight, "factor of the invariance term", low=0)
     covariance_weight: float = setting(OBJECTIVE.covariance_weight, "factor of the covariance term", low=0)
     # optimisation
     epochs: float = setting(1.0, "passes over the photographs, when steps is 0", low=0)
     steps: int = setting(0, "steps of the run; 0: by epochs", low=0, high=2**31)
-    optimizer: str = setting("sgd", "sgd (with momentum) or adamw", choices=("sgd", "adamw"))
+    accumulate: int = setting(
+        1, "batches whose gradients are added up in a step; each has an objective of its own", low=1, high=65536
+    )
+    optimizer: str = setting(
+        "sgd", "sgd (with momentum) or adamw; in torch's fused form on a GPU", choices=("sgd", "adamw")
+    )
     lr: float = setting(1.5e-3, "learning rate at the start of a cosine", low=0)
     momentum: float = setting(0.9, "momentum of sgd", low=0, high=1)
     weight_decay: float = setting(1e-4, "weight decay, per step and unit of weight", low=0)
@@ -145,6 +187,11 @@ class Config:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     channels_last: bool = setting(True, "images and convolutions in channels-last memory")
+    sync_bn: bool = setting(False, "batch normalisation over the images of all processes")
+    compile: bool = setting(False, "encoder and projector by torch.compile (other rounding)", live=True)
+    cuda_graph: bool = setting(
+        False, "on one GPU: a step is recorded once and replayed, so that the host has nothing to do", live=True
+    )
     one_pass: bool = setting(False, "pristine and distorted images pass the encoder in one call (published: in two)")
     # run
     seed: int = setting(0, "weights, crops, chains: everything random is a function of it", low=0, high=2**62)
@@ -152,9 +199,21 @@ class Config:
     threads: int = setting(0, "CPU threads of the training process; 0: torch's own choice", low=0, high=4096, live=True)
     checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", low=0, high=2**31, live=True)
     keep: int = setting(2, "checkpoints kept, the newest ones", low=1, high=10**6, live=True)
-    rank_every: int = setting(
-        10, "steps between records of the effective rank of the embeddings; 0: never", low=0, high=2**31
+    best_window: int = setting(
+        100,
+        "steps whose mean total is a checkpoint's score; the lowest is kept too, as checkpoint/best; 0: none is",
+        low=0,
+        high=2**31,
+        live=True,
     )
+    rank_every: int = setting(
+        10, "steps between records of effective rank and spread of h and z; 0: never", low=0, high=2**31
+    )
+    timeout: float = setting(
+        600.0, "seconds that a process waits for the others before it gives up", low=1, high=10**6, live=True
+    )
+    tensorboard: bool = setting(True, "TensorBoard files as well, where it is installed", live=True)
+    wandb: str = setting("", "project of Weights & Biases to log to as well; nothing: none", live=True)
     demo: bool = setting(
         False, "at the end, compare trained and untrained encoder on embedded photographs (SSIM proxy)", live=True
     )
@@ -220,28 +279,10 @@ def check_value(f: dataclasses.Field, value: object) -> object:
 
 
 PAPER = Config(refs="")  # its photographs have to be named
-DEMO = Config(
-    batch=1,
-    crop=96,
-    workers=0,
-    encoder="shamisa/small",
-    init="none",
-    hidden=512,
-    embedding=256,
-    # The published weights shrink the embedding of a small network from random weights until few dimensions are left, and
-    # the published regulariser makes its features collapse. These keep it spread out.
-    regularizer="off",
-    variance_weight=25.0,
-    invariance_weight=10.0,
-    covariance_weight=20.0,
-    steps=200,
-    optimizer="adamw",
-    lr=1e-3,
-    schedule="cosine",
-    checkpoint_every=50,
-    demo=True,
-)
-PRESETS = {"demo": DEMO, "paper": PAPER}
+DEMO = Config(**presets.DEMO)
+BASES = {"demo": DEMO, "paper": PAPER}
+ABLATIONS = {letter: dataclasses.replace(PAPER, **fields) for letter, (_, fields) in presets.ABLATIONS.items()}
+PRESETS = BASES | ABLATIONS | {name: ABLATIONS[letter] for letter, (name, _) in presets.ABLATIONS.items()}
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
@@ -267,10 +308,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if f.name in SECTIONS:
             group = parser.add_argument_group(SECTIONS[f.name])
         flag, kind = "--" + f.name.replace("_", "-"), type(f.default)
-        values = [getattr(p, f.name) for p in PRESETS.values()]
+        values = [getattr(p, f.name) for p in BASES.values()]
         shown = [",".join(v) or "all" if isinstance(v, tuple) else "none" if v == "" else str(v) for v in values]
         default = (
-            shown[0] if len(set(shown)) == 1 else ", ".join(f"{p}: {s}" for p, s in zip(PRESETS, shown, strict=True))
+            shown[0] if len(set(shown)) == 1 else ", ".join(f"{p}: {s}" for p, s in zip(BASES, shown, strict=True))
         )
         text = f"{f.metadata['help']} [{default}]".replace("%", "%%")
         if kind is bool:
@@ -295,12 +336,35 @@ def resolve(preset: str, given: dict) -> Config:
     return dataclasses.replace(PRESETS[preset], **given)
 
 
-def resume(saved: Config, given: dict) -> Config:
-    """The configuration of a run that goes on, with the flags that may change; ValueError for the others."""
+def describe_ablations() -> str:
+    """The ablations for --help: letter, name, what differs from the paper preset."""
+    rows = []
+    for letter, (name, fields) in presets.ABLATIONS.items():
+        given = ", ".join(f"{k} {','.join(v) if isinstance(v, tuple) else v}" for k, v in fields.items())
+        rows.append(f"  {letter}  {name:28} {given}")
+    return "ablations of the paper preset (the letters are ours, by part of the method):\n" + "\n".join(rows)
+
+
+def resume(saved: Config, given: dict, world: int = 1, saved_world: int = 1) -> Config:
+    """The configuration of a run that goes on, with the flags that may change; ValueError for the others.
+
+    batch and accumulate may change with the number of processes (``saved_world`` to ``world``) as long as a step has as
+    many samples as before; without a word from ``given``, batch follows the number of processes.
+    """
+    given, samples = dict(given), saved.batch * saved.accumulate * saved_world
+    accumulate = given.get("accumulate", saved.accumulate)
+    if "batch" not in given and not samples % (accumulate * world):
+        given["batch"] = samples // (accumulate * world)
+    batch = given.get("batch", saved.batch)
+    if batch * accumulate * world != samples:
+        raise ValueError(
+            f"batch x accumulate x processes of a resumed run must stay {saved.batch} x {saved.accumulate} x "
+            f"{saved_world} = {samples} samples per step, got {batch} x {accumulate} x {world}"
+        )
     for f in dataclasses.fields(Config):
         if f.name not in given or given[f.name] == getattr(saved, f.name) or f.metadata["live"]:
             continue
-        if f.name in ("steps", "epochs") and saved.schedule != "cosine":
+        if f.name in ("batch", "accumulate") or (f.name in ("steps", "epochs") and saved.schedule != "cosine"):
             continue
         raise ValueError(f"{f.name} of a resumed run must stay {getattr(saved, f.name)!r}, got {given[f.name]!r}")
     return dataclasses.replace(saved, **given)

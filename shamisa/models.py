@@ -6,13 +6,16 @@ features h; the projector maps h to the embedding z. Neither normalises its outp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .config import Config
-from .relations import RelationLoss
+from .engine import Plan
+from .relations import RelationLoss, RelationOutput
 
 
 class SmallEncoder(nn.Module):
@@ -194,8 +197,25 @@ class Learner(nn.Module):
             torch.manual_seed(config.seed)
             self.encoder = Encoder(config.encoder, config.init)
             self.projector = Projector(self.encoder.feature_dim, config.hidden, config.embedding)
-            self.loss = RelationLoss(self.encoder.feature_dim, **config.loss_options())
+            options = config.loss_options()
+            options["gather"] &= dist.is_available() and dist.is_initialized()  # one process has all samples already
+            self.loss = RelationLoss(self.encoder.feature_dim, **options)
+        # what no term reaches takes no part in averaging over processes
+        self.loss.aggregator.requires_grad_(config.aggregation == "trained")
+        self.loss.anchors.requires_grad_(config.alignment or ("transport" in config.graphs and not config.binary))
         self.one_pass = config.one_pass
+
+    def forward(
+        self, x_ref: Tensor, x: Tensor, plan: Plan, begin: Callable[[str], None] = lambda part: None
+    ) -> tuple[RelationOutput, Tensor, Tensor]:
+        """Normalised images as in ``embed``, in the type that the encoder computes in -> objective, z_dist, h_dist.
+
+        ``begin`` is told when the loss begins.
+        """
+        with torch.autocast(x.device.type, x.dtype, enabled=x.dtype != torch.float32):
+            z_ref, z_dist, h_ref, h_dist = self.embed(x_ref, x)
+        begin("loss")
+        return self.loss(z_ref, z_dist, h_ref, h_dist, plan), z_dist.detach(), h_dist.detach()
 
     def embed(self, x_ref: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x_ref [B, V, 3, H, W], x [B, V, C, L, 3, H, W] -> z_ref, z_dist [..., E]; h_ref, h_dist [..., F], norm 1."""

@@ -44,7 +44,87 @@ def loss_curves(records: list[dict], path: Path) -> None:
         axes.plot(x, y, linewidth=0.6, alpha=0.5, marker="." if len(x) < 50 else None)
         width = max(1, len(x) // 20)
         if width > 1:
-            axes.plot(x[width - 1 :] - (width - 1) / 2, y.unfold(0, width, 1).mean(1), linewidth=1.8)
+            axes.plot(x[width - 1 :] - (width - 1) / 2, _smooth(y, width), linewidth=1.8)
+    figure.savefig(path, dpi=80)
+
+
+def _smooth(y: Tensor, width: int) -> Tensor:
+    """Running mean [n] -> [n - width + 1]."""
+    return y.unfold(0, width, 1).mean(1)
+
+
+def step_times(records: list[dict], path: Path) -> None:
+    """Draw the parts of a step, stacked, over the steps (running mean), and their shares of the whole run -> PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(k for r in records for k in r["timing"]["split"]))
+    parts = torch.tensor([[r["timing"]["split"].get(k, 0.0) for r in records] for k in names], dtype=torch.float64)
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    over, total = figure.subplots(1, 2, width_ratios=(2, 1))
+    over.set_title("milliseconds of a step")
+    over.set_xlabel("step")
+    total.set_title("mean of all steps, ms")
+    if records:
+        width = max(1, len(records) // 40)
+        x = torch.tensor([r["step"] for r in records], dtype=torch.float64)[width - 1 :] - (width - 1) / 2
+        over.stackplot(x.numpy(), *((1e3 * _smooth(y, width)).numpy() for y in parts), labels=names)
+        over.legend(loc="upper left", fontsize=8)
+        # the first step may take far longer than the others: it shall not set the scale
+        over.set_ylim(0, 1.3e3 * float(parts.sum(0)[min(1, len(records) - 1) :].quantile(0.95)))
+        mean = 1e3 * parts.mean(1)
+        bars = total.barh(names, mean.tolist(), color=[f"C{i}" for i in range(len(names))])
+        total.bar_label(bars, [f"{m:.3g} ({m / mean.sum():.1%})" for m in mean.tolist()], padding=3, fontsize=8)
+        total.set_xlim(0, 1.35 * float(mean.max()))
+        total.invert_yaxis()
+    figure.savefig(path, dpi=80)
+
+
+def embedding_figures(records: list[dict], figures: dict, path: Path) -> None:
+    """Draw what became of the embeddings -> PNG.
+
+    records: the step records of metrics.jsonl (effective rank and spread over the steps). figures: what
+    ``embeddings.evaluate`` returned (distance against severity gap, purity of the neighbours).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplot_mosaic([["rank", "spread", "gap"], ["composition", "kind", "kind"]])
+    for name, title in (("rank", "effective rank"), ("spread", "spread: rms distance from the mean")):
+        axes[name].set_title(title)
+        axes[name].set_xlabel("step")
+        for what in ("z", "h"):
+            points = [(r["step"], r[f"{name}_{what}"]) for r in records if f"{name}_{what}" in r]
+            if points:
+                axes[name].plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=what)
+        if axes[name].lines:
+            axes[name].set_ylim(bottom=0)
+            axes[name].legend()
+    axes["gap"].set_title("distance of levels of a chain\n(1: mean distance of all images)", fontsize=10)
+    axes["gap"].set_xlabel("severity gap")
+    for what, found in figures["distance_by_gap"].items():
+        points = [(g, d) for g, d in zip(found["gap"], found["distance"], strict=True) if d is not None]
+        if points:
+            axes["gap"].plot(*zip(*points, strict=True), marker="o", label=what)
+            axes["gap"].legend()
+    axes["gap"].set_ylim(bottom=0)
+    for name, title in (("composition", "chain, other views"), ("kind", "kind of distortion, other photographs")):
+        found = figures[name]
+        axes[name].set_title(f"nearest neighbours of the same {title}", fontsize=10)
+        if found is None:
+            axes[name].text(0.5, 0.5, "one photograph or one distortion only", ha="center")
+            continue
+        axes[name].bar(range(len(found["labels"])), found["share"])
+        axes[name].set_xticks(range(len(found["labels"])), found["labels"], rotation=90, fontsize=7)
+        axes[name].axhline(found["mean"], color="black", linewidth=1, label=f"mean {found['mean']:.2f}")
+        axes[name].axhline(found["chance"], color="gray", linestyle="--", label=f"chance {found['chance']:.2f}")
+        axes[name].set_ylim(0, 1.2)  # room for the legend
+        axes[name].legend(loc="upper right", ncols=2)
+    for axis in axes.values():
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=80)
 
 

@@ -5,9 +5,10 @@
     RUN/metrics.jsonl    line 1: the same; then one record per step
     RUN/skipped.jsonl    photographs that could not be used, and why; written only where there are some
     RUN/checkpoint/latest                   the name of the newest checkpoint
+    RUN/checkpoint/best                     the name of the one with the lowest score, where scores are taken
     RUN/checkpoint/step-00000500/model.safetensors   encoder.*, projector.*, loss.*
                                 state.safetensors   optimizer state, one tensor per parameter and kind
-                                state.json          step, configuration, scaler, size and SHA-256 of both files
+                                state.json          step, score, configuration, scaler, size and SHA-256 of both files
 
 A checkpoint is written into a temporary folder, flushed to the disk, and renamed; then the pointer is replaced.
 """
@@ -20,7 +21,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +30,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .models import Encoder, load_matching
+from .profiling import Stopwatch as Stopwatch  # noqa: PLC0414
 
 FORMAT = 1  # of a checkpoint
 MODEL, STATE, INDEX = "model.safetensors", "state.safetensors", "state.json"
+POINTERS = ("latest", "best")
 STATUSES = ("running", "finished", "interrupted", "failed")
 
 
@@ -169,10 +171,19 @@ class Run:
             raise RunError(f"{pointer} names {folder.name}, which is not there")
         return folder
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int) -> Path:
-        """Write the checkpoint of ``step`` steps done, point to it, and drop all but the newest ``keep``.
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: dict,
+        keep: int,
+        score: float | None = None,
+    ) -> Path:
+        """Write the checkpoint of ``step`` steps done, point to it, and drop all but the newest ``keep`` and the best.
 
-        ``model`` has the children encoder, projector and loss; ``state`` more JSON values (configuration, scaler).
+        ``model`` has the children encoder, projector and loss; ``state`` more JSON values (configuration, scaler). The
+        best is the one with the lowest ``score``, of those that have one.
         An error (a full disk) leaves the earlier checkpoints and the pointer as they were.
         """
         target = self.checkpoints / f"step-{step:08d}"
@@ -194,25 +205,48 @@ class Run:
             }
             for name in files:
                 _sync(temporary / name)
-            index = {"format": FORMAT, "step": step, "encoder": model.encoder.name, "files": files, **state}
+            index = {"format": FORMAT, "step": step, "encoder": model.encoder.name, "files": files, "score": score}
+            index |= state
             write_json(temporary / INDEX, index)
             if target.exists():  # killed before the pointer was replaced, and resumed from an earlier one
-                shutil.rmtree(target)
+                _remove_folder(target)
             os.replace(temporary, target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _sync(self.checkpoints)
         write_text(self.checkpoints / "latest", target.name + "\n")
+        best = self.best()
+        if best is not None:
+            write_text(self.checkpoints / "best", best.name + "\n")
         for old in sorted(self.checkpoints.glob("step-*"))[:-keep]:
-            if old != target:
-                shutil.rmtree(old)
+            if old not in (target, best):
+                _remove_folder(old)
         return target
+
+    def best(self) -> Path | None:
+        """The checkpoint folder with the lowest score, the later of equal ones; None where none has a score."""
+        scored = []
+        for folder in self.checkpoints.glob("step-*"):
+            try:
+                score = read_json(folder / INDEX).get("score")
+            except RunError:  # damaged by somebody else: no reason to end the run
+                continue
+            if score is not None:
+                scored.append((score, -int(folder.name.removeprefix("step-")), folder))
+        return min(scored)[2] if scored else None
 
     def remove_temporary(self) -> None:
         """Remove what a killed process left half-written."""
         for left in self.checkpoints.glob(".step-*"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a checkpoint folder; killed in between, it is one of the hidden ones that the next save removes."""
+    hidden = folder.with_name(f".{folder.name}.old")
+    os.replace(folder, hidden)
+    shutil.rmtree(hidden)
 
 
 def _contents(path: Path) -> str:
@@ -258,7 +292,9 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         # the layout of the parameter, because sums over another layout could round differently
         last = value.dim() == 4 and parameters[name].is_contiguous(memory_format=torch.channels_last)
         value = value.contiguous(memory_format=torch.channels_last) if last else value
-        optimizer.state[parameters[name]][kind] = value if kind == "step" else value.to(parameters[name].device)
+        group = next(g for g in optimizer.param_groups if any(p is parameters[name] for p in g["params"]))
+        on_host = kind == "step" and not (group.get("fused") or group.get("capturable"))
+        optimizer.state[parameters[name]][kind] = value if on_host else value.to(parameters[name].device)
 
 
 @dataclass(frozen=True)
@@ -282,13 +318,25 @@ class Checkpoint:
         return load_file(self.path / STATE)
 
 
+def follow(path: Path) -> Path:
+    """RUN/checkpoint/best or RUN/checkpoint/latest -> the step folder it names; any other path as it is."""
+    if path.name not in POINTERS or not path.is_file():
+        return path
+    folder = path.with_name(path.read_text().strip())
+    if not folder.is_dir():
+        raise RunError(f"{path} names {folder.name}, which is not there")
+    return folder
+
+
 def find_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint of a run folder (its newest), a ``checkpoint`` folder or a ``step-*`` folder, its files verified.
+    """The checkpoint of a run folder (its newest), of ``RUN/checkpoint``, ``RUN/checkpoint/best`` or a ``step-*`` folder.
+
+    Its files are verified.
 
     Raises:
         RunError: nothing there, an unfinished run without a checkpoint, or files that are missing or damaged.
     """
-    path = Path(path)
+    path = follow(Path(path))
     if (path / INDEX).is_file():
         folder = path
     else:
@@ -323,13 +371,14 @@ def load_encoder(path: str | Path, *, expect: str | None = None) -> Encoder:
     """The trained encoder of a run, in eval mode on the CPU.
 
     Args:
-        path: a run folder, its ``checkpoint`` folder, one ``step-*`` folder, or a model.safetensors file.
+        path: a run folder, its ``checkpoint`` folder, ``checkpoint/best``, one ``step-*`` folder, or a
+            model.safetensors file.
         expect: the name the encoder must have, such as ``torchvision/resnet50``; None takes any.
 
     Raises:
         RunError: missing, unreadable or damaged, or of another architecture.
     """
-    path = Path(path)
+    path = follow(Path(path))
     file = path if path.is_file() else find_checkpoint(path).path / MODEL
     try:
         with safe_open(file, framework="pt") as content:
@@ -356,34 +405,6 @@ def load_encoder(path: str | Path, *, expect: str | None = None) -> Encoder:
 
 
 # ---- while it runs ---------------------------------------------------------------------------------------------------
-class Stopwatch:
-    """Seconds of the parts of a step: host time on a CPU, events on a GPU, so that timing never waits for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.events = device.type == "cuda"
-        self.marks: list = []
-
-    def start(self) -> None:
-        self.marks = []
-        self.lap("")
-
-    def lap(self, name: str) -> None:
-        """The part ``name`` ends here."""
-        if self.events:
-            mark = torch.cuda.Event(enable_timing=True)
-            mark.record()
-        else:
-            mark = time.perf_counter()
-        self.marks.append((name, mark))
-
-    def read(self) -> dict[str, float]:
-        """Seconds of each part since ``start``."""
-        if self.events:
-            self.marks[-1][1].synchronize()
-        pairs = zip(self.marks[:-1], self.marks[1:], strict=True)
-        return {n: round(a.elapsed_time(b) / 1000 if self.events else b - a, 6) for (_, a), (n, b) in pairs}
-
-
 class Stop:
     """Ctrl-C and SIGTERM ask for a stop after the running step; a second one stops at once."""
 

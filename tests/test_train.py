@@ -184,8 +184,11 @@ def test_what_may_change_on_resume(given, allowed):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"refs": "/no/such/folder"}, "refs must be a folder, a list file or 'embedded', got '/no/such/folder'"),
-        ({"refs": ""}, "refs must be a folder, a list file or 'embedded', got nothing"),
+        (
+            {"refs": "/no/such/folder"},
+            "refs must be a folder, a list file, shards or 'embedded', got '/no/such/folder'",
+        ),
+        ({"refs": ""}, "refs must be a folder, a list file, shards or 'embedded', got nothing"),
         ({"refs": "EMPTY"}, "must hold photographs"),
         ({"device": "cuda:7"}, "device cuda:7 is not there"),
         ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
@@ -244,13 +247,14 @@ def test_run_folder_is_complete(unbroken, photos):
     for r in records:
         assert set(r["loss"]) == set(train.TERMS) and r["grad_norm"] > 0
         assert set(r["timing"]["split"]) == {"data", "distortions", "encoder", "loss", "backward", "optimizer"}
-        assert ("rank_z" in r) == (r["step"] % 2 == 0)
-    for name in ("curves.png", "contact_sheet.png"):
+        for key in ("rank_z", "rank_h", "spread_z", "spread_h"):
+            assert (key in r) == (r["step"] % 2 == 0)
+    for name in ("curves.png", "contact_sheet.png", "embeddings.png", "times.png"):
         with Image.open(run.path / name) as picture:
             assert min(picture.size) > 100
     weights = [Encoder("shamisa/small").state_dict(), runs.load_encoder(run.path).state_dict()]
     assert weights[0].keys() == weights[1].keys()
-    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["latest", "step-00000004", "step-00000006"]
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["best", "latest", "step-00000004", "step-00000006"]
 
 
 def test_training_changes_all_parts_but_the_detached_aggregator(unbroken):
@@ -287,6 +291,19 @@ def test_other_options_train_and_resume_exactly(fields, photos, tmp_path):
     trainer.fit(run, stop=lambda: trainer.step == 2)
     _, run, _ = run_once(config, None, resume=run.path)
     assert metrics(run) == metrics(whole) and len(metrics(run)) == 4
+
+
+def test_score_of_a_checkpoint_is_the_mean_of_the_last_steps(photos, tmp_path):
+    config = tiny(photos, best_window=3, checkpoint_every=2, keep=9)
+    trainer, run = train.prepare(config, tmp_path / "run", quiet=True)
+    trainer.fit(run, stop=lambda: trainer.step == 4)
+    _, run, _ = run_once(config, None, resume=run.path)  # a resumed run knows the steps before
+    totals = [r["loss"]["total"] for r in run.records()]
+    scores = {}
+    for step in (2, 4, 6):
+        scores[step] = runs.read_json(run.checkpoints / f"step-{step:08d}" / "state.json")["score"]
+        assert scores[step] == pytest.approx(sum(totals[:step][-3:]) / len(totals[:step][-3:]))
+    assert run.best().name == f"step-{min(scores, key=scores.get):08d}"
 
 
 def start(config, out, photos):

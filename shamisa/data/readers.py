@@ -16,6 +16,9 @@ Sample = step * batch_size * world_size + rank * batch_size + position; the epoc
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +33,7 @@ from .crops import cut
 from .photos import PhotoError, Photos
 
 MAX_ATTEMPTS = 1000  # photographs that may fail in a row before the search for a readable one ends
+LAST_WORDS = 30.0  # seconds between SIGTERM and the end of a worker that nobody has ended
 _ORDER = 2**32 - 1  # draw of the epochs' orders
 _SOON = 200  # photographs that must be counted, or all, before max_skipped is judged
 READERS = ("pillow", "dali")
@@ -174,7 +178,7 @@ class References:
             prefetch_factor=prefetch if workers else None,
             collate_fn=_as_is,
             pin_memory=pin_memory,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_prepare_worker,
             multiprocessing_context=context if workers else None,
             generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from the global generator
         )
@@ -320,8 +324,20 @@ def _as_is(item: tuple) -> tuple:
     return item
 
 
-def _one_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
+    """One thread; and a signal to the whole process group does not end a worker that the running step still needs.
+
+    The training process finishes its step and then ends its workers; one that is left is gone after LAST_WORDS seconds.
+    """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_later)
+
+
+def _leave_later(number: int, _) -> None:
+    timer = threading.Timer(LAST_WORDS, os._exit, (128 + number,))
+    timer.daemon = True
+    timer.start()
 
 
 def make_references(

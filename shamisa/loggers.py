@@ -1,0 +1,121 @@
+"""Where the records of the steps go: metrics.jsonl always, TensorBoard where it is installed, Weights & Biases on demand."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import sys
+from typing import Protocol
+
+from . import config as configuration
+from . import runs
+from .config import Config
+
+
+class Logger(Protocol):
+    """One place for records."""
+
+    def write(self, record: dict) -> None:
+        """The record of a step."""
+
+    def sync(self) -> None:
+        """Before a checkpoint: what was written must survive a crash where that is promised."""
+
+    def close(self) -> None:
+        """The run ends here."""
+
+
+def scalars(record: dict) -> dict[str, float]:
+    """A record of metrics.jsonl as flat names: loss/total, timing/split/data, ..."""
+    flat = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}/{k}": v for k, v in scalars(value).items()}
+        elif isinstance(value, int | float) and key != "step":
+            flat[key] = value
+    return flat
+
+
+class Metrics:
+    """RUN/metrics.jsonl, on the disk before each checkpoint."""
+
+    def __init__(self, run: runs.Run) -> None:
+        self.file = run.metrics.open("a")
+
+    def write(self, record: dict) -> None:
+        self.file.write(runs.to_line(record))
+        self.file.flush()
+
+    def sync(self) -> None:
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard; a resumed run hides the steps that its checkpoint does not have."""
+
+    def __init__(self, run: runs.Run, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=step or None, flush_secs=30)
+
+    def write(self, record: dict) -> None:
+        for name, value in scalars(record).items():
+            self.writer.add_scalar(name, value, record["step"])
+
+    def sync(self) -> None:
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Wandb:
+    """A Weights & Biases run of the project, named as the run folder; a resumed run goes on in the same one."""
+
+    def __init__(self, run: runs.Run, config: Config) -> None:
+        import wandb
+
+        file = run.path / "wandb.json"
+        identity = runs.read_json(file)["id"] if file.is_file() else secrets.token_hex(4)
+        runs.write_json(file, {"project": config.wandb, "id": identity})
+        self.run = wandb.init(
+            project=config.wandb,
+            id=identity,
+            name=run.path.name,
+            resume="allow",
+            dir=str(run.path),
+            config=configuration.to_record(config),
+        )
+
+    def write(self, record: dict) -> None:
+        self.run.log(scalars(record), step=record["step"])
+
+    def sync(self) -> None:
+        pass  # it sends in its own time
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def check(config: Config) -> None:
+    """ValueError where Weights & Biases is asked for and not installed."""
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise ValueError(f"wandb = {config.wandb!r} needs the package: pip install wandb")
+
+
+def open_loggers(run: runs.Run, config: Config, step: int, quiet: bool = False) -> list[Logger]:
+    """The loggers of a run that goes on at ``step``. Without TensorBoard there is a note, and no event files."""
+    found: list[Logger] = [Metrics(run)]
+    if config.tensorboard:
+        try:
+            found.append(TensorBoard(run, step))
+        except ImportError:
+            if not quiet:
+                print("no TensorBoard files: pip install tensorboard, or --no-tensorboard", file=sys.stderr)
+    if config.wandb:
+        found.append(Wandb(run, config))
+    return found

@@ -1,0 +1,124 @@
+"""Where a step's time goes: a stopwatch of its parts (and ranges for profilers), a recording by torch's profiler."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+PARTS = ("data", "distortions", "encoder", "loss", "backward", "optimizer")  # of a step, in order
+WAIT = 2  # steps before a recording: the first ones allocate and choose algorithms
+
+
+class Stopwatch:
+    """Seconds of the parts of a step: host time on a CPU, events on a GPU, so that timing never waits for it.
+
+    Args:
+        device: of the training.
+        nvtx: each part is an NVTX range as well, for Nsight Systems.
+        record: each part is a range of torch's profiler as well.
+
+    Raises:
+        RuntimeError: ``nvtx`` with a torch that was built without CUDA.
+    """
+
+    def __init__(self, device: torch.device, nvtx: bool = False, record: bool = False) -> None:
+        if nvtx and torch.version.cuda is None:
+            raise RuntimeError(f"nvtx needs a torch built with CUDA, got torch {torch.__version__}")
+        self.events, self.nvtx, self.record = device.type == "cuda", nvtx, record
+        self.marks: list = []
+        self.range: torch.profiler.record_function | None = None
+
+    def start(self) -> None:
+        """A new step: no part yet."""
+        self.stop()
+        self.marks = []
+
+    def begin(self, name: str) -> None:
+        """The running part ends and the part ``name`` begins; parts of one name are added up."""
+        self._mark(name)
+
+    def stop(self) -> None:
+        """The running part ends."""
+        if self.marks and self.marks[-1][0]:
+            self._mark("")
+
+    def _mark(self, name: str) -> None:
+        if self.nvtx or self.record:
+            self._range(name)
+        if self.events:
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        else:
+            mark = time.perf_counter()
+        self.marks.append((name, mark))
+
+    def _range(self, name: str) -> None:
+        running = bool(self.marks and self.marks[-1][0])
+        if self.nvtx:
+            if running:
+                torch.cuda.nvtx.range_pop()
+            if name:
+                torch.cuda.nvtx.range_push(name)
+        if self.record:
+            if self.range is not None:
+                self.range.__exit__(None, None, None)
+            self.range = torch.profiler.record_function(name) if name else None
+            if self.range is not None:
+                self.range.__enter__()
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each part since ``start``; ends the running one."""
+        self.stop()
+        if self.events and self.marks:
+            self.marks[-1][1].synchronize()
+        split: dict[str, float] = {}
+        for (name, a), (_, b) in zip(self.marks[:-1], self.marks[1:], strict=True):
+            split[name] = split.get(name, 0.0) + (a.elapsed_time(b) / 1000 if self.events else b - a)
+        return {name: round(seconds, 6) for name, seconds in split.items()}
+
+
+class Recording:
+    """torch's profiler over a few steps: call ``step`` after each. Does nothing for ``steps`` = 0.
+
+    Writes FOLDER/trace.json (for chrome://tracing or Perfetto) and FOLDER/ops.txt, the operators by time.
+    """
+
+    def __init__(self, folder: Path, steps: int, device: torch.device) -> None:
+        self.folder, self.on_gpu = folder, device.type == "cuda"
+        self.written = False
+        self.profiler = None
+        if steps:
+            kinds = torch.profiler.ProfilerActivity
+            self.profiler = torch.profiler.profile(
+                activities=[kinds.CPU, kinds.CUDA] if self.on_gpu else [kinds.CPU],
+                schedule=torch.profiler.schedule(wait=WAIT - 1, warmup=1, active=steps, repeat=1),
+                on_trace_ready=self._write,
+            )
+
+    def _write(self, profiler: torch.profiler.profile) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(self.folder / "trace.json"))
+        order = "self_cuda_time_total" if self.on_gpu else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60)
+        (self.folder / "ops.txt").write_text(table)
+        self.written = True
+        print(f"\nprofile: {self.folder}", file=sys.stderr)
+
+    def step(self) -> None:
+        """A training step is done."""
+        if self.profiler is not None:
+            self.profiler.step()
+
+    def __enter__(self) -> Recording:
+        if self.profiler is not None:
+            self.profiler.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.profiler is not None:
+            self.profiler.__exit__(*error)
+            if not self.written:
+                print(f"profile: nothing recorded, it needs more than {WAIT} steps", file=sys.stderr)

@@ -1,0 +1,388 @@
+"""The trainer: everything a run needs, built and checked before a folder is made; one step; the loop over the steps.
+
+One step: crops of 3 photographs at 2 scales -> chains of distortions -> encoder -> projector -> loss -> optimizer. Crops
+and chains are functions of the seed, the step and the position in the step's global batch, which has batch x accumulate x
+processes samples; so they do not depend on how the batch is split over processes and accumulated parts.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import config as configuration
+from . import embeddings, graphed, loggers, runs
+from .config import Config
+from .data import photos
+from .data.embedded import EmbeddedPhotos
+from .data.photos import Photos
+from .data.readers import make_references
+from .data.shards import names_shards
+from .distortions import DISTORTIONS
+from .engine import DistortionEngine, Plan, normalize
+from .models import Learner, load_matching
+from .ops import has_kernel
+from .parallel import Processes
+from .profiling import Recording, Stopwatch
+from .relations import RelationOutput
+
+TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step, why, and where the last good checkpoint is."""
+
+
+class Trainer:
+    """All that is needed for steps: built, and so checked, before a run folder is made.
+
+    Building it speaks to no other process; ``connect`` does.
+    """
+
+    def __init__(self, config: Config, quiet: bool = False, processes: Processes | None = None) -> None:
+        self.processes = processes or Processes()
+        self.config, self.quiet = config, quiet or not self.processes.main
+        self.device = choose_device(config.device, self.processes)
+        self.precision = choose_precision(config.precision, self.device)
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        check_crop(config)
+        loggers.check(config)
+        normalize(
+            torch.zeros(1, 3, 1, 1, dtype=torch.uint8, device=self.device), backend=config.backend
+        )  # is it there?
+        if config.cuda_graph:
+            kernels = tuple(k for k in ("cpu", "cuda") if has_kernel("distort", k))
+            graphed.check_graphable(config, self.device, self.precision, self.processes.world_size, kernels)
+        self.engine = DistortionEngine(**config.engine_options())
+        self.references = make_references(
+            open_photos(config, self.processes.world_size),
+            reader=config.reader,
+            device=self.device,
+            batch_size=config.batch,
+            seed=config.seed,
+            crop=config.crop,
+            pad=config.pad,
+            max_skipped=config.max_skipped,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+        )
+        self.samples = config.batch * config.accumulate * self.processes.world_size  # of a step
+        self.steps_per_epoch = -(-len(self.references.source) // self.samples)
+        self.steps = config.steps or math.ceil(config.epochs * self.steps_per_epoch)
+        self.model = Learner(config).to(self.device, memory_format=self.layout).train()
+        if config.sync_bn:
+            self.model = self.processes.share_batch_norm(self.model, self.device)
+        if config.compile:
+            self.model.encoder.compile()
+            self.model.projector.compile()
+        self.learner: nn.Module = self.model  # with gradients averaged over processes, after ``connect``
+        self.optimizer = make_optimizer(config, self.model, fused=self.device.type == "cuda")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.buffers = [b for b in self.model.buffers()]
+        self.graphed: graphed.GraphedStep | None = None
+        self.recent: deque[float] = deque(maxlen=config.best_window or 1)  # total of the last steps
+        self.step = 0  # steps done
+        self.signal = 0  # that ended the run early
+
+    def connect(self) -> None:
+        """Average gradients over the processes from now on; every process must call it."""
+        self.learner = self.processes.wrap(self.model)
+
+    def images(self) -> int:
+        """Images that pass the encoder in a step, in all processes."""
+        return self.samples * self.references.views * (1 + self.config.compositions * self.config.levels)
+
+    # ---- one step ----------------------------------------------------------------------------------------------------
+    def plan(self, part: int = 0) -> Plan:
+        """The plan of this process's samples in accumulated part ``part`` of the running step, on the CPU."""
+        first = (part * self.processes.world_size + self.processes.rank) * self.config.batch
+        return self.engine.sample(self.config.batch, seed=self.config.seed, step=self.step, first_sample=first)
+
+    def forward(
+        self, references: Tensor, plan: Plan, begin: Callable[[str], None] = lambda part: None
+    ) -> tuple[RelationOutput, Tensor, Tensor]:
+        """references [B, V, 3, H, W] uint8, plan, both on the device -> objective, z_dist, h_dist.
+
+        ``begin`` is told when a part of the step begins.
+        """
+        begin("distortions")
+        options = {"dtype": self.precision, "memory_format": self.layout, "backend": self.config.backend}
+        x = self.engine(references, plan, **options)
+        x_ref = normalize(references, **options)
+        begin("encoder")
+        return self.learner(x_ref, x, plan, begin)
+
+    @staticmethod
+    def terms(out: RelationOutput) -> list[Tensor]:
+        """The terms of the objective in the order of TERMS, detached."""
+        return [getattr(out, t).detach().float() for t in TERMS]
+
+    def train_step(self, crops: Tensor | Sequence[Tensor], watch: Stopwatch) -> dict:
+        """One step -> its record; FloatingPointError leaves all as it was.
+
+        crops: [B, V, 3, H, W] uint8, or a list of ``accumulate`` of them.
+        """
+        c, step = self.config, self.step
+        parts = [crops] if isinstance(crops, Tensor) else crops
+        lr = c.learning_rate(step, self.steps, self.steps_per_epoch)
+        run = self._graphed_step if c.cuda_graph else self._eager_step
+        values, z, h = run(parts, lr, watch)
+        norm = values.pop("grad_norm")
+        record = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr, "loss": values}
+        record["grad_norm"] = norm if math.isfinite(norm) else None
+        if c.rank_every and step % c.rank_every == 0 and self.processes.main:
+            record |= embeddings.summary(z, h)
+        self.step += 1
+        self.recent.append(values["total"])
+        split = watch.read()
+        record["timing"] = {"images_per_s": round(self.images() / sum(split.values()), 3), "split": split}
+        return record
+
+    def _eager_step(self, parts: Sequence[Tensor], lr: float, watch: Stopwatch) -> tuple[dict, Tensor, Tensor]:
+        c, totals = self.config, None
+        before = [b.clone() for b in self.buffers]  # batch normalisation changes them in the forward pass
+        self.optimizer.zero_grad(set_to_none=True)
+        for i, crops in enumerate(parts):
+            with self.processes.without_averaging(self.learner, skip=i < len(parts) - 1):
+                watch.begin("distortions")
+                plan = self.plan(i).to(self.device, non_blocking=True)
+                out, z, h = self.forward(crops.to(self.device, non_blocking=True), plan, watch.begin)
+                watch.begin("backward")
+                self.scaler.scale(out.total / len(parts)).backward()
+            terms = torch.stack(self.terms(out)) / len(parts)
+            totals = terms if totals is None else totals + terms
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        totals = self.processes.mean(torch.cat([totals, norm.float()[None]]))
+        try:
+            values = self._check(totals.tolist())  # one transfer, the only wait for the device in a step
+        except FloatingPointError:
+            torch._foreach_copy_(self.buffers, before)
+            raise
+        watch.begin("optimizer")
+        if c.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), c.clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return values, z, h
+
+    def _graphed_step(self, parts: Sequence[Tensor], lr: float, watch: Stopwatch) -> tuple[dict, Tensor, Tensor]:
+        watch.begin("step")  # what happens inside a graph has no times of its own
+        plan = self.plan()
+        if self.graphed is None:
+            self.graphed = graphed.GraphedStep(self, parts[0], plan)
+        values, z, h = self.graphed(parts[0], plan, lr)
+        return self._check(values.tolist()), z, h
+
+    def _check(self, values: list[float]) -> dict[str, float]:
+        """Terms and norm by name; FloatingPointError, naming them, where some are not finite."""
+        named = dict(zip((*TERMS, "grad_norm"), values, strict=True))
+        may_overflow = self.scaler.is_enabled()  # a scaler skips such a step by itself
+        bad = [
+            f"{'norm of the gradient' if n == 'grad_norm' else n} is {v}"
+            for n, v in named.items()
+            if not math.isfinite(v) and not (n == "grad_norm" and may_overflow)
+        ]
+        if bad:
+            raise FloatingPointError(f"step {self.step}: " + ", ".join(bad))
+        return named
+
+    # ---- the run -----------------------------------------------------------------------------------------------------
+    def save(self, run: runs.Run) -> Path:
+        """Checkpoint after ``self.step`` steps; its score is the mean total of the last ``best_window`` steps."""
+        state = {"scaler": self.scaler.state_dict(), "header": header(self.config, self.processes.world_size)}
+        full = self.config.best_window and len(self.recent) == min(self.config.best_window, self.step) > 0
+        score = sum(self.recent) / len(self.recent) if full else None
+        return run.save(self.step, self.model, self.optimizer, state, self.config.keep, score)
+
+    def load(self, checkpoint: runs.Checkpoint) -> None:
+        """Go back to a checkpoint: weights, optimizer, scaler, step."""
+        weights = checkpoint.model_tensors()
+        load_matching(self.model, weights, f"{checkpoint.path} does not fit this configuration")
+        runs.load_optimizer(self.model, self.optimizer, checkpoint.state_tensors())
+        if self.scaler.is_enabled() and checkpoint.index["scaler"]:
+            self.scaler.load_state_dict(checkpoint.index["scaler"])
+        self.step = checkpoint.step
+
+    def loader(self, stop_step: int) -> Iterator[tuple[int, Tensor, dict[str, str]]]:
+        """Crops of the accumulated parts, one after the other, from the running step on."""
+        c = self.config
+        parts = (self.step * c.accumulate, stop_step * c.accumulate)
+        pin = self.device.type == "cuda"
+        return self.references.loader(*parts, workers=c.workers, prefetch=c.prefetch, pin_memory=pin)
+
+    def read(self, loader: Iterator, stop: Callable[[], bool]) -> tuple[list[Tensor], dict[str, str], str]:
+        """The crops of a step's parts, photographs skipped, and in words what went wrong."""
+        crops, skipped = [], {}
+        try:
+            while len(crops) < self.config.accumulate and not stop():
+                _, part, found = next(loader)
+                crops.append(part)
+                skipped |= found
+        except RuntimeError as error:  # too many photographs cannot be read, or Ctrl-C also reached the workers
+            return crops, skipped, "" if stop() else str(error)
+        return crops, skipped, ""
+
+    def fit(self, run: runs.Run, stop: Callable[[], bool] = lambda: False, nvtx: bool = False, profile: int = 0) -> str:
+        """Train until the last step or until ``stop()``; -> "finished" or "interrupted", with a checkpoint either way.
+
+        Args:
+            run: the main process writes to it, the others do not.
+            stop: asked once per step; what one process says holds for all.
+            nvtx: parts of a step as NVTX ranges.
+            profile: steps to record with torch's profiler into RUN/profile.
+
+        Raises:
+            TrainingError: a term or gradient that is not finite (the state before that step is saved), too many
+                photographs that cannot be read, or another process that is gone.
+        """
+        c, main, processes = self.config, self.processes.main, self.processes
+        try:
+            self.connect()
+            loader = self.loader(self.steps)
+            with ExitStack() as stack:
+                watch = Stopwatch(self.device, nvtx, record=bool(profile))
+                logs = loggers.open_loggers(run, c, self.step, self.quiet) if main else []
+                for log in logs:
+                    stack.callback(log.close)
+                bar = stack.enter_context(self.progress())
+                recording = Recording(run.path / "profile", profile if main else 0, self.device)
+                stack.enter_context(recording)
+                while self.step < self.steps:
+                    watch.start()
+                    watch.begin("data")
+                    crops, skipped, error = self.read(loader, stop)
+                    ending, error, skipped = processes.share(stop(), error, skipped)
+                    if error:
+                        raise TrainingError(f"step {self.step}: {error}; last good checkpoint: {last_checkpoint(run)}")
+                    if ending:
+                        break
+                    try:
+                        record = self.train_step(crops, watch)
+                    except FloatingPointError as error:
+                        where = f"; the state before this step is in {self.save(run)}" if main else ""
+                        raise TrainingError(f"{error}{where}") from None
+                    if main:
+                        run.note_skipped(skipped)
+                    for log in logs:
+                        log.write(record)
+                    bar.update(self.images())
+                    words = f"step {self.step}/{self.steps} loss {record['loss']['total']:.4g}"
+                    bar.set_postfix_str(words, refresh=False)
+                    recording.step()
+                    if main and c.checkpoint_every and self.step % c.checkpoint_every == 0 and self.step < self.steps:
+                        for log in logs:
+                            log.sync()  # a checkpoint never runs ahead of the metrics
+                        self.save(run)
+                for log in logs:
+                    log.sync()
+            if main:
+                self.save(run)
+        except RuntimeError as error:
+            if not processes.lost(error):
+                raise
+            raise TrainingError(
+                f"step {self.step}: another process ended or did not answer within {processes.timeout:g} s "
+                f"({str(error).splitlines()[0]}); last good checkpoint: {last_checkpoint(run)}"
+            ) from error
+        return "finished" if self.step == self.steps else "interrupted"
+
+    def progress(self) -> tqdm:
+        """A bar over images, with images/s and the time left."""
+        n = self.images()
+        return tqdm(
+            total=self.steps * n,
+            initial=self.step * n,
+            unit=" images",
+            unit_scale=True,
+            disable=self.quiet,
+            mininterval=0.3 if sys.stderr.isatty() else 15,
+            smoothing=0.1,
+            dynamic_ncols=True,
+        )
+
+
+def last_checkpoint(run: runs.Run) -> str:
+    """Its path in words."""
+    try:
+        return str(run.latest() or "none yet")
+    except (runs.RunError, OSError) as error:
+        return str(error)
+
+
+# ---- choices, each checked before any work ---------------------------------------------------------------------------
+def choose_device(name: str, processes: Processes | None = None) -> torch.device:
+    """auto, cpu, cuda or cuda:N -> device; of several processes each takes the GPU of its number on this machine.
+
+    Raises:
+        ValueError: one that is not there, or a number where several processes share the machine.
+    """
+    processes = processes or Processes()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if processes.world_size > 1 and kind == "cuda":
+        if number:
+            raise ValueError(f"device of several processes must be auto, cpu or cuda, got {name!r}")
+        number, name = str(processes.local_rank), f"cuda:{processes.local_rank}"
+    if kind == "cuda" and int(number or 0) >= count:
+        raise ValueError(f"device {name} is not there: torch {torch.__version__} finds {count} CUDA devices")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The data type of encoder and projector."""
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        name = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return getattr(torch, name)
+
+
+def check_crop(config: Config) -> None:
+    """ValueError where a distortion needs larger images than ``crop``."""
+    small = [n for n in config.distortions or DISTORTIONS if DISTORTIONS[n].min_size > config.crop]
+    if small:
+        need = max(DISTORTIONS[n].min_size for n in small)
+        raise ValueError(f"crop must be at least {need} pixels for {', '.join(small)}, got {config.crop}")
+
+
+def open_photos(config: Config, world_size: int = 1) -> Photos:
+    """'embedded', a folder, a list file or shards -> source; ValueError for anything else, and for one without
+    photographs."""
+    refs = config.refs
+    if refs == configuration.EMBEDDED:
+        return EmbeddedPhotos(split="train")
+    if not refs or not (names_shards(refs) or Path(refs).exists()):
+        fault = f"{refs!r}, which does not exist" if refs else "nothing"
+        raise ValueError(f"refs must be a folder, a list file, shards or 'embedded', got {fault}")
+    if refs == "-" and world_size > 1:
+        raise ValueError(f"refs must be something that each of {world_size} processes can open, got the standard input")
+    return photos.open_photos(refs, max_seconds=config.max_seconds)
+
+
+def make_optimizer(config: Config, model: nn.Module, fused: bool = False) -> torch.optim.Optimizer:
+    """sgd or adamw over all parameters; ``fused``: one kernel for all, able to run inside a CUDA graph."""
+    options = {"lr": config.lr, "weight_decay": config.weight_decay} | ({"fused": True} if fused else {})
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), capturable=fused and config.cuda_graph, **options)
+    return torch.optim.SGD(model.parameters(), momentum=config.momentum, **options)
+
+
+def header(config: Config, world_size: int = 1) -> dict:
+    """What stands in config.json, in the first line of metrics.jsonl and in every checkpoint."""
+    record = {"config": configuration.to_record(config), "versions": configuration.versions()}
+    return record | {"processes": world_size}

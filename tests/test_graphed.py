@@ -1,0 +1,125 @@
+"""Steps for a CUDA graph, as far as a CPU can tell: the recorded body is the step of the trainer, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_train import TINY
+from torch.testing import assert_close
+
+from shamisa import graphed, train
+from shamisa.config import Config
+from shamisa.profiling import Stopwatch
+from shamisa.trainer import TERMS, make_optimizer
+
+
+def make(**fields) -> train.Trainer:
+    return train.Trainer(Config(**(TINY | fields)), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "atol"),
+    # the last bias has no gradient but rounding, which adamw blows up to whole steps of lr = 1.5e-3
+    [({"clip": 0.5}, 1e-5), ({"optimizer": "adamw"}, 2 * 3 * 1.5e-3)],
+)
+def test_body_is_the_step_of_the_trainer(fields, atol):
+    usual, other = make(**fields), make(**fields)
+    other.optimizer = make_optimizer(other.config, other.model, fused=True)
+    watch = Stopwatch(usual.device)
+    step = None
+    for _ in range(3):
+        crops = usual.references.batch(usual.step)[0]
+        plan = other.plan()
+        step = step or graphed.GraphedStep(other, crops, plan)
+        step.load(crops, plan, other.config.learning_rate(other.step, other.steps, other.steps_per_epoch))
+        values, z, _ = step.body()
+        other.step += 1
+        watch.start()
+        record = usual.train_step(crops, watch)
+        assert_close(
+            values, torch.tensor([*(record["loss"][t] for t in TERMS), record["grad_norm"]]), rtol=1e-3, atol=1e-4
+        )
+        assert z.shape == (1, 6, 2, 2, 8)
+    for (key, a), b in zip(usual.model.state_dict().items(), other.model.state_dict().values(), strict=True):
+        assert_close(b, a, rtol=1e-4, atol=atol, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_that_is_not_finite_changes_nothing(optimizer):
+    trainer = make(optimizer=optimizer)
+    trainer.optimizer = make_optimizer(trainer.config, trainer.model, fused=True)
+    crops, plan = trainer.references.batch(0)[0], trainer.plan()
+    step = graphed.GraphedStep(trainer, crops, plan)
+    step.load(crops, plan, 1e-3)
+    step.body()
+
+    def state():
+        kept = [t.clone() for t in trainer.model.state_dict().values()]
+        return kept + [t.clone() for s in trainer.optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
+
+    before = state()
+    with torch.no_grad():
+        weight = trainer.model.projector[2].weight
+        saved = weight[0, 0].item()
+        weight[0, 0] = torch.nan
+    values, _, _ = step.body()
+    assert not values.isfinite().all()
+    with torch.no_grad():
+        weight[0, 0] = saved
+    for a, b in zip(before, state(), strict=True):
+        assert torch.equal(a, b)
+    step.body()  # and the next step is one again
+    assert any(not torch.equal(a, b) for a, b in zip(before, state(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "device", "precision", "world", "kernels", "message"),
+    [
+        ({}, "cpu", torch.float32, 1, ("cpu", "cuda"), "a GPU, got device cpu"),
+        ({}, "cuda", torch.float32, 2, ("cuda",), "one process, got 2"),
+        ({"gather": True}, "cuda", torch.float32, 1, ("cuda",), "--no-gather"),
+        ({"accumulate": 2}, "cuda", torch.float32, 1, ("cuda",), "accumulate = 1, got 2"),
+        ({}, "cuda", torch.float16, 1, ("cuda",), "bfloat16 or float32"),
+        ({"backend": "reference"}, "cuda", torch.float32, 1, ("cuda",), "the compiled CUDA kernels"),
+        ({}, "cuda", torch.float32, 1, ("cpu",), "the compiled CUDA kernels"),
+    ],
+)
+def test_refused(fields, device, precision, world, kernels, message):
+    with pytest.raises(ValueError, match=f"cuda_graph needs {message}"):
+        graphed.check_graphable(Config(**fields), torch.device(device), precision, world, kernels)
+    graphed.check_graphable(Config(), torch.device("cuda"), torch.bfloat16, 1, ("cuda",))
+
+
+def test_refused_before_any_work(tmp_path, capsys):
+    assert train.main(["--cuda-graph", "--device", "cpu", "--out", str(tmp_path / "run")]) == 2
+    assert "cuda_graph needs a GPU" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_replayed_steps_equal_eager_ones(tmp_path):
+    totals = []
+    for cuda_graph in (False, True):
+        trainer = make(device="cuda", cuda_graph=cuda_graph, precision="float32", steps=8)
+        watch = Stopwatch(trainer.device)
+        totals.append([])
+        for _ in range(8):
+            watch.start()
+            totals[-1].append(trainer.train_step(trainer.references.batch(trainer.step)[0], watch)["loss"]["total"])
+    assert_close(totals[1], totals[0], rtol=1e-3, atol=1e-4)
+
+
+# ---- torch.compile ---------------------------------------------------------------------------------------------------
+def test_compiled_parts_train_as_the_eager_ones(monkeypatch):
+    """With a backend that only traces; names of the weights stay."""
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_(self, backend="aot_eager"))
+    records, keys = [], []
+    for choice in (False, True):
+        trainer = make(compile=choice)
+        watch = Stopwatch(trainer.device)
+        watch.start()
+        records.append(trainer.train_step(trainer.references.batch(0)[0], watch))
+        keys.append(list(trainer.model.state_dict()))
+    assert keys[0] == keys[1]
+    assert_close(records[1]["loss"], records[0]["loss"], rtol=1e-4, atol=1e-5)
+    assert_close(records[1]["grad_norm"], records[0]["grad_norm"], rtol=1e-3, atol=1e-5)

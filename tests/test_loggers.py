@@ -1,0 +1,77 @@
+"""TensorBoard and Weights & Biases see what metrics.jsonl says."""
+
+from __future__ import annotations
+
+import builtins
+
+import pytest
+import torch
+from test_train import TINY
+
+from shamisa import loggers, runs, train
+from shamisa.config import Config
+
+
+def test_scalars_are_flat():
+    record = {"step": 3, "lr": 0.5, "loss": {"total": 1.0}, "timing": {"split": {"data": 2.0}}, "grad_norm": None}
+    assert loggers.scalars(record) == {"lr": 0.5, "loss/total": 1.0, "timing/split/data": 2.0}
+
+
+def run_of(tmp_path, **fields):
+    trainer, run = train.prepare(Config(**(TINY | fields)), tmp_path / "run", quiet=True)
+    return trainer, run
+
+
+def test_tensorboard_hides_what_a_resumed_run_repeats(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer, run = run_of(tmp_path, steps=4)
+    trainer.fit(run, stop=lambda: trainer.step == 3)
+    latest = run.checkpoints / "latest"
+    latest.write_text("step-00000002\n")  # as if it had been killed before the last checkpoint
+    trainer, run = train.prepare(trainer.config, resume=run.path, quiet=True)
+    assert trainer.step == 2
+    trainer.fit(run)
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    found = [(e.step, e.value) for e in events.Scalars("loss/total")]
+    expected = [(r["step"], r["loss"]["total"]) for r in run.records()]
+    assert [s for s, _ in found] == [s for s, _ in expected] == [0, 1, 2, 3]
+    torch.testing.assert_close([v for _, v in found], [v for _, v in expected])
+
+
+def test_without_tensorboard_there_is_a_note(tmp_path, monkeypatch, capsys):
+    real = builtins.__import__
+
+    def absent(name, *rest):
+        if name == "torch.utils.tensorboard":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    run = runs.Run.create(tmp_path / "run", {})
+    monkeypatch.setattr(builtins, "__import__", absent)
+    found = loggers.open_loggers(run, Config(), 0)
+    found[0].close()
+    assert len(found) == 1 and "pip install tensorboard" in capsys.readouterr().err
+    found = loggers.open_loggers(run, Config(tensorboard=False), 0)
+    found[0].close()
+    assert len(found) == 1 and not capsys.readouterr().err
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    trainer, run = run_of(tmp_path, steps=2, wandb="shamisa-test", tensorboard=False)
+    assert trainer.fit(run) == "finished"
+    identity = runs.read_json(run.path / "wandb.json")
+    assert identity["project"] == "shamisa-test"
+    written = list((run.path / "wandb").glob(f"offline-run-*-{identity['id']}/*.wandb"))
+    assert written and written[0].stat().st_size > 100
+
+
+def test_wandb_is_asked_for_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+    assert train.main(["--wandb", "project", "--out", str(tmp_path / "run")]) == 2
+    assert "pip install wandb" in capsys.readouterr().err and not (tmp_path / "run").exists()
