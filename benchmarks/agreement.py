@@ -76,6 +76,18 @@ def with_gradients(call, *x: Tensor):
     return run
 
 
+def photographs() -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
+    """Resizing, where it has a kernel for the device: it works on CPU tensors in front of the engine."""
+    if not ops.has_kernel("resize_bicubic", "cuda" if GPU else "cpu"):
+        return
+    photo = torch.randint(0, 256, (3, 90, 131), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sizes = ((40, 57), (90, 64), (120, 200))
+    got, wanted = pair(
+        lambda d: [torch.ops.shamisa.resize_bicubic(photo.to(d), 3.5, 88.0, 0.0, 120.25, *size) for size in sizes]
+    )
+    yield "resize_bicubic", [t.cpu() for t in got], wanted
+
+
 def distortions() -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
     """Photographs-like uint8 images, all five levels, three sizes."""
     g = torch.Generator().manual_seed(0)
@@ -185,7 +197,7 @@ def main() -> int:
         print(f"distort has no compiled kernel for {device}", file=sys.stderr)
         return 1
     limit = DISTORTION_TOLERANCE["gpu" if GPU else "reference"]
-    for tolerance, source in ((limit, distortions()), (RELATION_TOLERANCE, relations())):
+    for tolerance, source in ((0.0, photographs()), (limit, distortions()), (RELATION_TOLERANCE, relations())):
         for name, got, wanted in source:
             rows.append(judge(name, got, wanted, tolerance, CHAIN_SHARE if name.startswith("engine") else 0.0))
             r = rows[-1]
