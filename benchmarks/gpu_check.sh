@@ -67,25 +67,28 @@ stage_agreement() { LINES_SHOWN=50 run agreement "$python" benchmarks/agreement.
 
 stage_sanitizer() {
   command -v cmake >/dev/null || { skip "no cmake"; return; }
-  local folder=$PWD/build/gpu_check options=(-DCMAKE_BUILD_TYPE=Release) binary tool
+  local folder=$PWD/build/gpu_check options=(-DCMAKE_BUILD_TYPE=Release) test binary tool
   command -v ninja >/dev/null && options+=(-G Ninja)
   if [ "$gpu" = 0 ]; then # the same kernels under the emulator with the compiler's sanitizers
     run sanitizer-configure cmake -S . -B "$folder-cpu" "${options[@]}" -DSHAMISA_SANITIZE=ON -DSHAMISA_GPU_TESTS=OFF &&
-      run sanitizer-build cmake --build "$folder-cpu" --target kernels_emulated &&
-      run sanitizer-emulated "$folder-cpu/kernels_emulated"
+      run sanitizer-build cmake --build "$folder-cpu" --target kernels_emulated relations_emulated &&
+      run kernels-emulated "$folder-cpu/kernels_emulated" && run relations-emulated "$folder-cpu/relations_emulated"
     return
   fi
   run sanitizer-configure cmake -S . -B "$folder" "${options[@]}" -DCMAKE_CUDA_ARCHITECTURES="${CUDA_ARCH:-90}" &&
-    run sanitizer-build cmake --build "$folder" --target kernels_gpu || return
+    run sanitizer-build cmake --build "$folder" --target kernels_gpu relations_gpu || return
   # registers and spills of every kernel, as the compiler reports them
   grep -E "Compiling entry|registers|spill" "$OUT/sanitizer-build.log" >"$OUT/registers.txt"
-  binary=$(find "$folder" -name kernels_gpu -type f | head -1)
-  [ -n "$binary" ] || { echo "kernels_gpu was not built"; return 1; }
-  run kernels-gpu "$binary" || return
   tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -1)
-  [ -n "$tool" ] || { skip "no compute-sanitizer"; return; }
-  run memcheck "$tool" --tool memcheck --error-exitcode 9 "$binary" &&
-    run racecheck "$tool" --tool racecheck --error-exitcode 9 "$binary"
+  for test in relations kernels; do
+    binary=$(find "$folder" -name "${test}_gpu" -type f | head -1)
+    [ -n "$binary" ] || { echo "${test}_gpu was not built"; return 1; }
+    run "$test-gpu" "$binary" || return
+    [ -n "$tool" ] || continue
+    run "$test-memcheck" "$tool" --tool memcheck --error-exitcode 9 "$binary" &&
+      run "$test-racecheck" "$tool" --tool racecheck --error-exitcode 9 "$binary" || return
+  done
+  [ -n "$tool" ] || skip "no compute-sanitizer"
 }
 
 stage_ceilings() { LINES_SHOWN=12 run ceilings "$python" benchmarks/ceilings.py --out "$OUT/ceilings.json"; }

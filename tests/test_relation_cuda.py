@@ -129,8 +129,9 @@ def pair_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def neighbor_cases(N: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
-    for kind in ("distinct", "duplicates", "near"):
-        for k in sorted({1, min(31, N - 1), N - 1} if N * D < 3000 else {31}):
+    for kind in ("distinct", "duplicates", "near", "collapsed", "clusters"):
+        whole = N * D < 3000 and kind in ("distinct", "duplicates", "near")
+        for k in sorted({1, min(31, N - 1), N - 1} if whole else {min(31, N - 1)}):
             h = rows(N, D, dtype, kind)
             yield "knn_graph", (h, k)
             distance, neighbor, _ = reference.knn_graph(h, k)

@@ -7,15 +7,16 @@
 namespace shamisa {
 namespace {
 
-// key [panel, N] and from it the candidates, panel after panel
+// distance [N, k] and neighbor [N, k] from key [panel, N], panel after panel
 template <class T, int W>
-void find_candidates(const NeighborRows<T>& g, const Candidates& to, const Tensor& like, cudaStream_t stream) {
+void find_neighbors(const NeighborRows<T>& g, const Candidates& to, int64_t k, const Tensor& distance, const Tensor& neighbor,
+                    cudaStream_t stream) {
   using Tile = ProductTile<T>;
   const int64_t row_bytes = g.N * (int64_t)sizeof(T), tiles = blocks_for(g.N, Tile::rows);
   const int64_t fit = NeighborLaunch::memory_bytes / row_bytes;
   const bool whole = g.N <= fit;
   const int64_t panel = whole ? g.N : std::max<int64_t>(fit / Tile::rows, 1) * Tile::rows;
-  const Tensor key = make({panel, g.N}, type_of<T>, like);
+  const Tensor key = make({panel, g.N}, type_of<T>, distance);
   for (int64_t first = 0; first < g.N; first += panel) {
     const int64_t last = std::min(first + panel, g.N);
     if (whole)
@@ -25,6 +26,11 @@ void find_candidates(const NeighborRows<T>& g, const Candidates& to, const Tenso
                   Tile::threads, stream, g, first, last, data<T>(key));
     SHAMISA_RUN(neighbor_select<T>, blocks_for(last - first, NeighborLaunch::warps), NeighborLaunch::threads, stream,
                 read<T>(key), g.N, first, last, to);
+    SHAMISA_RUN((neighbor_refine<T, W>), last - first, NeighborLaunch::threads, stream, g, to, first, k, data<T>(distance),
+                data<int64_t>(neighbor));
+    if constexpr (sizeof(T) == 4)
+      SHAMISA_RUN((neighbor_doubt<T, W>), last - first, NeighborLaunch::doubt_threads, stream, g, to, first, k, data<T>(key),
+                  data<T>(distance), data<int64_t>(neighbor));
   }
 }
 
@@ -42,11 +48,11 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
   const Tensor mutual = make({N, k}, ScalarType::Bool, h);
   const int64_t capacity = std::min(k + neighbor_margin, N - 1);
   const Tensor count = make({N}, ScalarType::Int, h), row = make({2, N, capacity}, ScalarType::Int, h);
-  const Tensor squared = make({2, N, capacity}, ScalarType::Double, h);
+  const Tensor squared = make({2, N, capacity}, ScalarType::Double, h), limits = make({2, N}, ScalarType::Double, h);
   int32_t* rows = data<int32_t>(row);
-  double* lengths = data<double>(squared);
+  double *lengths = data<double>(squared), *limit = data<double>(limits);
   const Candidates candidates = {
-      (int)capacity, data<int32_t>(count), {rows, rows + N * capacity}, {lengths, lengths + N * capacity}};
+      (int)capacity, data<int32_t>(count), {rows, rows + N * capacity}, {lengths, lengths + N * capacity}, limit, limit + N};
   with_type(type, [&](auto t) {
     using T = decltype(t);
     const NeighborRows<T> g = {read<T>(rows_of_h), read<T>(centered), read<T>(norm), N, F};
@@ -55,9 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
       SHAMISA_RUN(neighbor_center<T>, blocks_for(F, 32), 32 * NeighborLaunch::center_warps, stream, g.h, N, F, data<T>(center));
       SHAMISA_RUN(neighbor_norms<T>, blocks_for(N, NeighborLaunch::warps), NeighborLaunch::threads, stream, g.h,
                   read<T>(center), N, F, data<T>(centered), data<T>(norm));
-      find_candidates<T, W>(g, candidates, h, stream);
-      SHAMISA_RUN((neighbor_refine<T, W>), N, NeighborLaunch::threads, stream, g, candidates, k, data<T>(distance),
-                  data<int64_t>(neighbor));
+      find_neighbors<T, W>(g, candidates, k, distance, neighbor, stream);
     };
     wide_rows(g.h, F) ? run(std::integral_constant<int, wide<T>>{}) : run(std::integral_constant<int, 1>{});
     SHAMISA_RUN(neighbor_mutual, blocks_for(N * k, NeighborLaunch::threads), NeighborLaunch::threads, stream,

@@ -16,8 +16,9 @@ struct ProductTile {
   static constexpr int threads = lines * lines;      // 64 or 256
   static constexpr int depth = 64 / (int)sizeof(T);  // columns held in shared memory at a time: 64 bytes of a row
   static constexpr int pitch = depth + wide<T>;      // 80 bytes: 5 mod 8 units of 16 bytes
-  static constexpr bool restarts = sizeof(T) == 4;   // float sums of 256 columns are put aside: smaller errors
-  static constexpr int steps_per_sum = 256 / depth;
+  static constexpr bool restarts = sizeof(T) == 4;   // float sums of a few columns are put aside: smaller errors
+  static constexpr int columns_per_sum = 64;
+  static constexpr int steps_per_sum = columns_per_sum / depth;
 };
 
 // shared: 36 KiB for float, 20 KiB for double

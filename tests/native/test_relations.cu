@@ -32,23 +32,26 @@ static double distance(const std::vector<T>& x, int64_t D, int64_t i, int64_t j)
 static bool near(double a, double b, double scale) { return std::fabs(a - b) <= 1e-4 * scale; }
 static unsigned over(int64_t n, int64_t each) { return (unsigned)((n + each - 1) / each); }
 
-// panel 0: the whole matrix by symmetry
+// panel 0: the whole matrix by symmetry. clusters: three tight groups, so far apart that products cannot tell the rows of one.
 template <class T, int W>
-static void test_neighbors(int64_t N, int64_t F, int k, int64_t panel) {
+static void test_neighbors(int64_t N, int64_t F, int k, int64_t panel, bool clusters = false) {
   using Launch = NeighborLaunch;
   using Tile = ProductTile<T>;
   std::vector<T> h = numbers<T>(N * F, (int)(N + F));
   for (int64_t i = 2; i < N; i += 3) std::copy_n(&h[(i - 1) * F], F, &h[i * F]);  // every third repeats the one before
+  if (clusters)
+    for (int64_t c = 3 * F; c < N * F; ++c) h[c] = h[c % (3 * F)] + h[c] / 1024;
   const int capacity = (int)std::min<int64_t>(k + neighbor_margin, N - 1);
   const DeviceArray<T> rows(h), norm(N, 0xff), center(F, 0xff), x(N * F, 0xff), key((panel ? panel : N) * N, 0xff),
       length(N * k, 0xff);
   const DeviceArray<int32_t> count(N, 0xff), row(2 * N * capacity, 0xff);
-  const DeviceArray<double> squared(2 * N * capacity, 0xff);
+  const DeviceArray<double> squared(2 * N * capacity, 0xff), last_key(N, 0xff), reach(N, 0xff);
   const DeviceArray<int64_t> neighbor(N * k, 0xff);
   const DeviceArray<unsigned char> mutual(N * k, 0xff);
   const NeighborRows<T> g = {rows.data(), x.data(), norm.data(), N, F};
   const Candidates to = {
-      capacity, count.data(), {row.data(), row.data() + N * capacity}, {squared.data(), squared.data() + N * capacity}};
+      capacity,        count.data(), {row.data(), row.data() + N * capacity}, {squared.data(), squared.data() + N * capacity},
+      last_key.data(), reach.data()};
   SHAMISA_LAUNCH(neighbor_center<T>, over(F, 32), 32 * Launch::center_warps, 0, g.h, N, F, center.data());
   SHAMISA_LAUNCH(neighbor_norms<T>, over(N, Launch::warps), Launch::threads, 0, g.h, center.data(), N, F, x.data(),
                  norm.data());
@@ -61,13 +64,20 @@ static void test_neighbors(int64_t N, int64_t F, int k, int64_t panel) {
     else
       SHAMISA_LAUNCH((neighbor_keys<T, W, true>), tiles * (tiles + 1) / 2, Tile::threads, 0, g, first, last, key.data());
     SHAMISA_LAUNCH(neighbor_select<T>, over(last - first, Launch::warps), Launch::threads, 0, key.data(), N, first, last, to);
+    const unsigned rows_here = (unsigned)(last - first);
+    SHAMISA_LAUNCH((neighbor_refine<T, W>), rows_here, Launch::threads, 0, g, to, first, k, length.data(), neighbor.data());
+    if constexpr (sizeof(T) == 4)
+      SHAMISA_LAUNCH((neighbor_doubt<T, W>), rows_here, Launch::doubt_threads, 0, g, to, first, k, key.data(), length.data(),
+                     neighbor.data());
   }
-  SHAMISA_LAUNCH((neighbor_refine<T, W>), (unsigned)N, Launch::threads, 0, g, to, k, length.data(), neighbor.data());
   SHAMISA_LAUNCH(neighbor_mutual, over(N * k, Launch::threads), Launch::threads, 0, neighbor.data(), N, k,
                  (bool*)mutual.data());
   const char* error = failure();
   CHECK(error == nullptr, "%s", error);
 
+  const std::vector<double> reaches = reach.host();
+  const int64_t doubts = std::count_if(reaches.begin(), reaches.end(), [](double r) { return r >= 0; });
+  CHECK(clusters == (doubts > 0), "%d of %d rows in doubt", (int)doubts, (int)N);
   const std::vector<int64_t> got = neighbor.host();
   const std::vector<T> lengths = length.host();
   const std::vector<unsigned char> both = mutual.host();
@@ -153,6 +163,8 @@ int main() {
   test_neighbors<float, 4>(70, 36, 5, 0);
   test_neighbors<float, 1>(70, 37, 5, 64);
   test_neighbors<float, 4>(on_gpu ? 1003 : 33, 528, 31, 0);
+  test_neighbors<float, 4>(on_gpu ? 600 : 69, 36, 5, 0, true);
+  test_neighbors<float, 1>(on_gpu ? 600 : 69, 37, 5, 64, true);
   test_neighbors<double, 2>(70, 10, 3, 0);
   test_neighbors<double, 1>(66, 9, 64, 64);
   test_pairs<float, 4>(20, 268, 70);
