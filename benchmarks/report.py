@@ -246,7 +246,7 @@ SECTIONS = {
 
 
 def losses(result: dict) -> list[str]:
-    """Where another row of the same subject is faster than ours, or ours is missing, in words."""
+    """Where another row of the same subject is faster than ours, in words."""
     found = []
     for device in devices(result):
         for name in SECTIONS:

@@ -132,9 +132,9 @@ class RelationLoss(nn.Module):
         rank returns the objective of the concatenated batch, with `graph` over all its nodes. Shapes must be the same on
         every rank. The ranks compare them before anything else is sent: on the CPU in every step; on a GPU, where that
         waits for the device, when a rank sees a shape for the first time (so a rank that alone changes B later is not
-        noticed there); not inside torch.compile or a CUDA graph. Under DistributedDataParallel, which averages gradients over ranks, parameters get exactly the
-        gradient of one process on the concatenated batch (see functional.gather; the encoder's batch normalisation
-        needs SyncBatchNorm for that).
+        noticed there); not inside torch.compile or a CUDA graph. Under DistributedDataParallel, which averages gradients
+        over ranks, parameters get exactly the gradient of one process on the concatenated batch (see functional.gather;
+        the encoder's batch normalisation needs SyncBatchNorm for that).
 
         Values are not looked at, because that would wait for the device: NaN in the inputs makes `total` NaN. The
         exception is h where no term is a function of it: alignment=False, and binary=True or neither knn nor transport.

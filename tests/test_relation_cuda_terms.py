@@ -164,6 +164,27 @@ def test_bad_indices_become_nan(run):  # noqa: F811
         assert position[3] == -1 and ((edges >= 0) & (edges < 6)).all()
 
 
+def test_nan_is_kept_by_dist_dist(run):  # noqa: F811
+    """Gaps that are NaN stand before all others."""
+    severity = torch.rand(2, 2, 3, generator=generator(0))
+    severity[1, 0, 2] = torch.nan
+    for per_sample in (False, True):
+        arguments = (severity, 4, 50, per_sample, "exponential")
+        weight, index = run("dist_dist_graph", *arguments)
+        assert weight.isnan().any()
+        assert_close((weight, index), reference.dist_dist_graph(*arguments), equal_nan=True)
+
+
+def test_no_anchors_and_no_nodes(run):  # noqa: F811
+    h, none = torch.randn(5, 4, generator=generator(5)), torch.empty(0, 4)
+    logits, norm = run("transport_logits", h, none)
+    dh, dw = run("transport_logits_backward", logits, h, none, logits, norm)
+    assert_close((dh, dw), (torch.zeros(5, 4), none))
+    one, index = torch.ones(1), torch.zeros(2, 1, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="edges need nodes"):
+        run("pair_cost_backward", one[0], none, one, index, one)
+
+
 def test_too_many_nodes(emulated):  # noqa: F811
     with pytest.raises(RuntimeError, match="1 <= N <= 65536, got N = 65537"):
         emulated("transport_graph")(torch.zeros(65537, 1), 1, False, True)

@@ -116,8 +116,11 @@ def test_native_dist_dist_keeps_nan():
     """A severity that is NaN shows in the weights, and no index leaves its range."""
     severity = torch.rand(2, 2, 3, generator=torch.Generator().manual_seed(0))
     severity[1, 0, 2] = torch.nan
-    weight, index = OPS.dist_dist_graph(severity, 4, 50, False, "exponential")
-    assert weight.isnan().any() and index.min() >= 8 and index.max() < 56
+    for per_sample in (False, True):
+        arguments = (severity, 4, 50, per_sample, "exponential")
+        weight, index = OPS.dist_dist_graph(*arguments)
+        assert weight.isnan().any() and index.min() >= 8 and index.max() < 56
+        assert_close((weight, index), reference.dist_dist_graph(*arguments), equal_nan=True)
 
 
 @pytest.mark.parametrize("nodes, M", [(1, 3), (64, 500), (65, 500), (3000, 20000)])

@@ -48,6 +48,8 @@ std::tuple<Tensor, Tensor> transport_logits_backward(Tensor grad, Tensor h, Tens
   const int64_t parts =
       std::min<int64_t>(std::max<int64_t>(blocks_for(N, 2 * Launch::gradient_rows), 1), Launch::gradient_parts);
   const Tensor partial = make({parts, K, F}, type, x);
+  // without anchors no turn of the kernel would write it
+  if (K == 0) clear(dx.mutable_data_ptr(), N * F * (type == ScalarType::Double ? 8 : 4), device.stream());
   with_type(type, [&](auto t) {
     using T = decltype(t);
     SHAMISA_RUN(assignment_gradient<T>, parts * blocks_for(F, Launch::threads), Launch::threads, device.stream(), read<T>(g),

@@ -16,9 +16,9 @@ struct AssignmentLaunch {
 constexpr double least_norm = 1e-12;  // of a row, against division by zero
 
 // ---- logits ----------------------------------------------------------------------------------------------------------
-// grid: ceil(N / rows) times ceil(K / anchors); block: threads; shared: 25 KB (float), 33 KB (double). logits [N, K] = x w^T /
-// norm, norm [N] = |x|. Each warp sums its own columns of every staged piece, then the warps' sums are added in order. Reads x
-// once for every 32 anchors, w once per block (from the cache).
+// grid: ceil(N / rows) times ceil(K / anchors), at least 1; block: threads; shared: 25 KB (float), 33 KB (double). logits [N,
+// K] = x w^T / norm, norm [N] = |x|. Each warp sums its own columns of every staged piece, then the warps' sums are added in
+// order. Reads x once for every 32 anchors, w once per block (from the cache).
 template <class T>
 __global__ void __launch_bounds__(AssignmentLaunch::threads)
     assignment_logits(const T* x /* [N, F] */, const T* w /* [K, F] */, int64_t N, int64_t F, int64_t K, T* logits, T* norm) {
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(AssignmentLaunch::threads)
   constexpr int staged = (A::rows + A::anchors) * pitch, joined = A::warps * A::rows * A::anchors;
   alignas(16) __shared__ T memory[staged > joined ? staged : joined];
   __shared__ T squares[A::warps][own_rows], length[A::rows];
-  const int64_t parts = (K + A::anchors - 1) / A::anchors;
+  const int64_t parts = max_of<int64_t>((K + A::anchors - 1) / A::anchors, 1);
   const int64_t i0 = blockIdx.x / parts * A::rows, k0 = blockIdx.x % parts * A::anchors;
   const int lane = lane_of_warp(), warp = (int)threadIdx.x / 32, line = (int)threadIdx.x / piece;
   const int offset = (int)threadIdx.x % piece;

@@ -21,6 +21,7 @@ std::tuple<Tensor, Tensor, Tensor> merge_edges(Tensor weight, Tensor index, int6
   const int64_t M = weight.size(0);
   check_shape(index, {2, M}, "index");
   check_device(weight, {&index});
+  STD_TORCH_CHECK(M <= 0x7fffffff, "weight must have fewer than 2^31 edges, got ", M);               // runs are counted in int
   STD_TORCH_CHECK(nodes >= 0 && nodes < 3037000499, "nodes must be in 0..3037000498, got ", nodes);  // nodes^2 < 2^63
   const OnDevice device(weight);
   const ScalarType type = compute_type(weight);

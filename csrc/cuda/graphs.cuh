@@ -187,13 +187,13 @@ struct BitsOf<double> {
   using type = uint64_t;
 };
 
-// A gap as a number that ascends with it; NaN comes last
+// A gap as a number that ascends with it. NaN comes first, so that it is kept and shows, as on the CPU
 template <class T>
 SHAMISA_DEVICE typename BitsOf<T>::type gap_key(T a, T b) {
   const T gap = a < b ? b - a : a - b;
   typename BitsOf<T>::type bits;
   __builtin_memcpy(&bits, &gap, sizeof(T));
-  return gap != gap ? ~typename BitsOf<T>::type(0) : bits & ~typename BitsOf<T>::type(0) >> 1;
+  return gap != gap ? 0 : (bits & ~typename BitsOf<T>::type(0) >> 1) + 1;
 }
 
 // The cut of a group (the batch, or a sample): gaps before it are kept, of those equal to it the first `ties` pairs

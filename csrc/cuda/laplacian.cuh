@@ -13,6 +13,7 @@ Tensor apply_laplacian(const Tensor& x, const Source& source, cudaStream_t strea
   using Launch = IncidenceLaunch;
   const int64_t N = x.size(0), D = x.size(1), M = source.count();
   STD_TORCH_CHECK(M < 1 << 30 && N < 1 << 30, "at most 2^30 edges and nodes, got ", M, " and ", N);
+  STD_TORCH_CHECK(N > 0 || M == 0, "edges need nodes, got ", M, " edges of no rows");  // indices are clamped to 0..N-1
   const int64_t further = 2 * M / Launch::share, items = N + further;
   const Tensor cursor = make({N}, ScalarType::Int, x), offset = make({N + 1}, ScalarType::Int, x);
   const Tensor item = make({N + 1}, ScalarType::Int, x), node = make({items}, ScalarType::Int, x);

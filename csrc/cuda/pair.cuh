@@ -12,7 +12,7 @@ struct PairLaunch {
   static constexpr int sum_threads = 1024;
 };
 
-// grid: ceil(M / PairLaunch::edges); block: PairLaunch::threads; shared: 64 bytes. A warp takes edge after edge and reads
+// grid: ceil(M / PairLaunch::edges); block: PairLaunch::threads; shared: 256 bytes. A warp takes edge after edge and reads
 // its two rows W elements a lane. squared [M]; partial [grid] = sum of weight squared over the edges of the block, in double.
 // Reads 2 M E + 3 M, writes M elements.
 template <class T, int W>

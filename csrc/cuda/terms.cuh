@@ -117,8 +117,8 @@ __global__ void __launch_bounds__(TermsLaunch::tile_threads)
   }
 }
 
-// grid: upper tiles; block: threads; shared: 1 KB. Adds the splits: moment [m, m], both halves; squares [grid]; the last block
-// makes the value from them.
+// grid: upper tiles; block: threads; shared: 260 bytes. Adds the splits: moment [m, m], both halves; squares [grid]; the last
+// block makes the value from them.
 template <class T>
 __global__ void __launch_bounds__(TermsLaunch::threads) moment_join(const Centred<T> c, int tiles, int splits, const T* partial,
                                                                     double* squares, unsigned* finished, T* moment, T* value) {

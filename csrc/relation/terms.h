@@ -238,7 +238,7 @@ inline void logits_forward(const T* h, const T* packed, int64_t N, int64_t F, in
   }
 }
 
-// rows [first, last): g [N rounded up to logits_rows, padded K] = grad / norm, padded with zeros, and along [N], the share of
+// rows [first, last): g [N, padded K] = grad / norm, padded with zeros, and along [N], the share of
 // the row itself in its gradient
 template <class T>
 inline void logits_slopes(const T* grad, const T* logits, const T* norm, int64_t K, int64_t first, int64_t last, T* g,

@@ -133,8 +133,9 @@ def dist_dist_graph(severity: Tensor, views: int, edges: int, per_sample: bool, 
     target = node.permute(0, 2, 1, 3)[:, None, :, None].expand_as(gap)
     groups = (B, -1) if per_sample else (1, -1)
     kept = dist_dist_count(B, C, L, views, edges, per_sample) // groups[0]
-    # Ranking the gaps, not the weights, keeps the choice free of anybody's exp.
-    chosen = select_largest(-gap.masked_fill(same, torch.inf).reshape(groups), kept)
+    # Ranking the gaps, not the weights, keeps the choice free of anybody's exp. NaN comes first, so that it shows.
+    rank = torch.where(gap.isnan(), -1, gap).masked_fill(same, torch.inf)
+    chosen = select_largest(-rank.reshape(groups), kept)
     index = torch.stack([x.reshape(groups).gather(1, chosen).flatten() for x in (source, target)])
     return decayed(gap.reshape(groups).gather(1, chosen).flatten(), decay), index
 
