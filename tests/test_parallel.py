@@ -386,7 +386,7 @@ def test_exactly_what_can_learn_takes_part(fields, photos):
 
 def test_every_choice_of_the_objective_is_a_field():
     names = {f.name for f in dataclasses.fields(RelationOptions)}
-    assert names == set(Config().loss_options())
+    assert names - {"check_finite"} == set(Config().loss_options())  # the trainer stops at NaN without waiting for it
 
 
 def test_names_of_photographs_are_no_lost_process(photos, tmp_path, monkeypatch):
