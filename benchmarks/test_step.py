@@ -10,7 +10,7 @@ import pytest
 import torch
 from measure import DEVICES, backend_context
 
-from shamisa import ops, runs
+from shamisa import ops, profiling
 from shamisa.config import DEMO, PAPER
 from shamisa.train import Trainer
 
@@ -41,7 +41,7 @@ def test_step(row, benchmark, subject, device, who, count):
     with measure.threads(count):
         trainer = Trainer(config, quiet=True)
         crops, _ = trainer.references.batch(0)
-        watch, splits = runs.Stopwatch(trainer.device), []
+        watch, splits = profiling.Stopwatch(trainer.device), []
 
         def step():
             watch.start()

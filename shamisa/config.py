@@ -38,7 +38,7 @@ def setting(
 ) -> typing.Any:
     """A field: default, meaning with unit, allowed values or range; ``known`` for the words of a tuple.
 
-    ``live`` marks the fields that may change on ``--resume`` because they cannot change the results of a step.
+    ``live`` marks the fields that may change on ``--resume``: they change the results of a step by rounding at most.
     """
     return dataclasses.field(
         default=default,

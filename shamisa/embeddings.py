@@ -99,7 +99,8 @@ PHOTOGRAPHS, SEVERITIES = 8, (2.0, 4.0)  # of the images whose kinds of distorti
 
 @torch.inference_mode()
 def evaluate(trainer) -> dict:
-    """Figures of the trained encoder, in eval mode, on the last batches of the run (at least SAMPLES samples).
+    """Figures of the trained encoder, in eval mode, on the last batches of the run: SAMPLES samples, or a few more where
+    a batch is smaller and does not divide them. The number is bounded because all pairs of images are compared.
 
     Returns:
         ``distance_by_gap`` of z and of h; ``composition``: purity of the distorted images by chain (a sample's chain in any
@@ -113,9 +114,10 @@ def evaluate(trainer) -> dict:
         last = max(1, trainer.steps)
         steps = range(max(0, last - -(-SAMPLES // config.batch)), last)
         zs, hs, severities = [], [], []
+        count = min(config.batch, SAMPLES)
         for step in steps:
-            crops, _ = trainer.references.batch(step * config.accumulate)
-            plan = trainer.engine.sample(config.batch, seed=config.seed, step=step)
+            crops = trainer.references.batch(step * config.accumulate)[0][:count]
+            plan = trainer.engine.sample(count, seed=config.seed, step=step)
             x = trainer.engine(crops.to(trainer.device), plan.to(trainer.device), backend=config.backend)
             h = _features(encoder, x.flatten(0, 3))
             zs.append(trainer.model.projector(h.to(trainer.device)).float().cpu().unflatten(0, x.shape[:4]))

@@ -20,6 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset)|timed? ?out|process ?group|broken pipe", re.IGNORECASE)
 
 
+def launched() -> tuple[int, int] | None:
+    """(rank, number of processes) as the environment of torchrun says; None without it."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return None
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 class Processes:
     """The processes of a run: one, or those that torchrun started (``connect``).
 
@@ -47,7 +54,7 @@ class Processes:
             RuntimeError: torch without torch.distributed, or the others cannot be reached.
         """
         found = cls()
-        if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+        if launched() is None:
             return found
         if not dist.is_available():
             raise RuntimeError("several processes need torch.distributed, which this torch was built without")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import os
 import shlex
 import sys
 import time
@@ -33,12 +34,13 @@ IMAGENET = "imagenet:"  # --checkpoint imagenet:torchvision/resnet50
 STATISTICS = "statistics"  # --checkpoint statistics: the hand-made baseline
 
 
-def open_encoder(checkpoint: str, seed: int = 0) -> torch.nn.Module:
+def open_encoder(checkpoint: str | os.PathLike, seed: int = 0) -> torch.nn.Module:
     """A run or checkpoint folder or file, ``untrained:NAME`` (random weights by ``seed``), ``imagenet:NAME``, or
     ``statistics`` (``SceneStatistics``, where there is no file of that name); in eval mode.
 
     Raises ValueError or RuntimeError, with the reason.
     """
+    checkpoint = os.fspath(checkpoint)
     if checkpoint == STATISTICS and not Path(checkpoint).exists():
         from .scene_statistics import SceneStatistics
 

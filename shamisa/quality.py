@@ -33,12 +33,9 @@ class QualityNet(nn.Module):
         if not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
         self.encoder = encoder
-        self.about, self.crop, self.batch, self.autocast = (
-            dict(regressor.about),
-            regressor.about["crop"],
-            batch,
-            autocast,
-        )
+        # what is exported or published names no path of this machine
+        self.about = {k: v for k, v in regressor.about.items() if k != "checkpoint"}
+        self.crop, self.batch, self.autocast = regressor.about["crop"], batch, autocast
         self.register_buffer("coef", regressor.coef.clone())  # [2F] float64
         self.register_buffer("intercept", regressor.intercept.clone())  # [] float64
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)

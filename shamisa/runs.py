@@ -30,7 +30,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .models import Encoder, load_matching
-from .profiling import Stopwatch as Stopwatch  # noqa: PLC0414
 
 FORMAT = 1  # of a checkpoint
 MODEL, STATE, INDEX = "model.safetensors", "state.safetensors", "state.json"

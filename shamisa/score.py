@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .data.decode import printable
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .features import Extractor
 from .probe import open_device, open_encoder
@@ -87,7 +88,12 @@ def _uint8(image: Tensor) -> Tensor:
 
 
 def load_scorer(
-    checkpoint: str, regressor: str | os.PathLike, *, device: str = "auto", batch: int = 8, workers: int = 2
+    checkpoint: str | os.PathLike,
+    regressor: str | os.PathLike,
+    *,
+    device: str = "auto",
+    batch: int = 8,
+    workers: int = 2,
 ) -> Scorer:
     """A scorer from a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
     fitted = Regressor.load(regressor)
@@ -120,11 +126,6 @@ def gather(paths: Sequence[str]) -> tuple[list[str], list[PhotoError]]:
 
 
 # ---- table out -------------------------------------------------------------------------------------------------------
-def printable(path: str) -> str:
-    """A path as text: bytes that are not UTF-8 escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def _row_text(kind: str, row: tuple) -> str:
     if kind == ".jsonl":
         return json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import signal
 import sys
 from pathlib import Path
@@ -25,11 +24,9 @@ from . import config as configuration
 from . import demo, dryrun, embeddings, plots, runs
 from .config import Config
 from .distortions import DISTORTIONS
-from .embeddings import effective_rank as effective_rank
 from .models import Learner
 from .ops import has_kernel
-from .parallel import Processes
-from .trainer import TERMS as TERMS
+from .parallel import Processes, launched
 from .trainer import Trainer, TrainingError, header, last_checkpoint
 
 
@@ -143,9 +140,10 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
     plots.loss_curves(records, run.path / "curves.png")
     plots.step_times(records, run.path / "times.png")
     last = max(0, trainer.steps - 1)
+    shown = min(config.batch, 2)  # samples
     crops, _ = trainer.references.batch(last * config.accumulate)
-    plan = trainer.engine.sample(config.batch, seed=config.seed, step=last)
-    plots.contact_sheet(crops, plan, trainer.engine, run.path / "contact_sheet.png", config.backend)
+    plan = trainer.engine.sample(shown, seed=config.seed, step=last)
+    plots.contact_sheet(crops[:shown], plan, trainer.engine, run.path / "contact_sheet.png", config.backend)
     figures = embeddings.evaluate(trainer)
     runs.write_json(run.path / "embeddings.json", figures)
     plots.embedding_figures(records, figures, run.path / "embeddings.png")
@@ -208,13 +206,14 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """The command -> 0 finished, 1 failed in training, 2 bad input, 128 + signal stopped."""
     options = make_parser().parse_args(argv)
-    speaks = os.environ.get("RANK", "0") == "0"  # of several processes one prints
+    speaks = True
     try:
+        rank, world = launched() or (0, 1)
+        speaks = rank == 0  # of several processes one prints
         if options.resume is not None and (options.preset is not None or options.out is not None or options.dry_run):
             raise ValueError("--resume goes on with a run as it is: it excludes --preset and --out, and --dry-run")
         if options.profile < 0:
             raise ValueError(f"profile must be a number of steps of at least 1, got {options.profile}")
-        world = int(os.environ.get("WORLD_SIZE", 1))
         config = read_config(options.preset, options.resume, configuration.given_fields(options), world)
         processes = Processes.connect(config.device, config.timeout)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -226,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
             out = options.out or free_folder(options.preset or "demo")
             trainer, run = prepare(config, out, options.resume, options.quiet, processes)
         fault = ""
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError) as error:  # OSError: the folder cannot be made
         fault = str(error) or repr(error)
     try:
         _, fault, _ = processes.share(False, fault)  # what stops one process stops all
@@ -243,9 +242,10 @@ def main(argv: list[str] | None = None) -> int:
                 print(describe(trainer, run), file=sys.stderr)
             status = execute(trainer, run, options.nvtx, options.profile)
     except TrainingError as error:
-        return _complain(error, 1, speaks or not processes.main)
+        return _complain(error, 1, True)  # every process: the one that speaks may be gone
     except KeyboardInterrupt:  # a second one, or one while the pictures are drawn
-        return _complain(f"interrupted; go on with --resume {run.path}", 128 + signal.SIGINT, speaks)
+        hint = "" if options.dry_run else f"; go on with --resume {run.path}"
+        return _complain(f"interrupted{hint}", 128 + signal.SIGINT, speaks)
     processes.close()
     if speaks and not options.dry_run:
         print(f"{status}: {run.path}")

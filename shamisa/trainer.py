@@ -288,6 +288,8 @@ class Trainer:
                     log.sync()
             if main:
                 self.save(run)
+        except TrainingError:  # names of photographs in it may look like words of the network
+            raise
         except RuntimeError as error:
             if not processes.lost(error):
                 raise

@@ -11,6 +11,7 @@ from shamisa.probe import open_encoder
 from shamisa.ridge import Regressor
 
 SMALL = "untrained:shamisa/small"
+CHECKPOINT = "/home/somebody/run"  # which the probe was told, and nobody else shall know
 
 
 def fitted(folder: Path, crop: int = 24, lower_better: bool = False) -> Path:
@@ -20,6 +21,7 @@ def fitted(folder: Path, crop: int = 24, lower_better: bool = False) -> Path:
     about = {
         "encoder": encoder.name,
         "encoder_hash": Extractor(encoder).hash,
+        "checkpoint": CHECKPOINT,
         "crop": crop,
         "low": 1,
         "high": 5,

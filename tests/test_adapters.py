@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from fitted import SMALL, fitted
+from fitted import CHECKPOINT, SMALL, fitted
 from PIL import Image
 from torch import nn
 from torch.testing import assert_close
@@ -141,6 +141,7 @@ def test_hub_folder_gives_the_same_scores(saved, images, expected):
     QualityModel, folder = saved
     assert {"config.json", "model.safetensors"} <= {p.name for p in folder.iterdir()}
     config = json.loads((folder / "config.json").read_text())
+    assert CHECKPOINT not in str(config)
     assert config["encoder"] == "shamisa/small" and config["about"]["low"] == 1
     model = QualityModel.from_pretrained(folder, batch=3)
     assert model.batch == 3

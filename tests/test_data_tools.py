@@ -117,6 +117,12 @@ def hostile(root) -> set[str]:
     return set(HOSTILE) - {"folder.jpg"} | {"other_loop.jpg"}
 
 
+def test_place_of_the_report_is_looked_at_first(tmp_path, capsys):
+    command = ["data", "verify", str(tmp_path / "nothing"), "--json", str(tmp_path / "none" / "report.json")]
+    assert cli.main(command) == 2
+    assert "--json must lie in an existing folder, got" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_verify_finds_what_is_bad(tmp_path, capsys, workers):
     bad = hostile(tmp_path / "photos")

@@ -47,9 +47,10 @@ def test_purity_of_clusters_and_of_noise():
         embeddings.purity(clusters, label, torch.zeros(40))
 
 
-@pytest.mark.parametrize("distortions", [TINY["distortions"], ("brighten",)])
-def test_figures_of_an_encoder_and_their_picture(distortions, tmp_path):
-    trainer = train.Trainer(Config(**(TINY | {"distortions": distortions, "steps": 9})), quiet=True)
+@pytest.mark.parametrize(("distortions", "batch"), [(TINY["distortions"], 1), (("brighten",), 10)])
+def test_figures_of_an_encoder_and_their_picture(distortions, batch, tmp_path):
+    fields = {"distortions": distortions, "batch": batch, "steps": 9}
+    trainer = train.Trainer(Config(**(TINY | fields)), quiet=True)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     figures = embeddings.evaluate(trainer)
     assert trainer.model.encoder.training

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fitted import SMALL, fitted
+from fitted import CHECKPOINT, SMALL, fitted
 from PIL import Image
 from torch.testing import assert_close
 
@@ -93,6 +93,7 @@ def test_pt2_takes_any_size_and_batch(pt2, regressor):
 def test_no_path_of_this_machine_is_in_the_file(kind, request):
     content = request.getfixturevalue(kind).read_bytes()
     assert str(Path(export.__file__).parent).encode() not in content and b"site-packages" not in content
+    assert CHECKPOINT.encode() not in content
 
 
 def test_pt2_holds_no_pickle_and_says_what_it_is(pt2):

@@ -389,6 +389,16 @@ def test_every_choice_of_the_objective_is_a_field():
     assert names - {"check_finite"} == set(Config().loss_options())  # the trainer stops at NaN without waiting for it
 
 
+def test_names_of_photographs_are_no_lost_process(photos, tmp_path, monkeypatch):
+    trainer, run = train.prepare(
+        Config(refs=str(photos), **(TINY | {"tensorboard": False})), tmp_path / "run", quiet=True
+    )
+    trainer.processes.world_size = 2
+    monkeypatch.setattr(trainer, "read", lambda loader, stop: ([], {}, "igloo.png: is empty"))
+    with pytest.raises(train.TrainingError, match="step 0: igloo.png: is empty; last good"):
+        trainer.fit(run)
+
+
 def test_devices_of_several_processes():
     processes = Processes()
     processes.world_size, processes.local_rank = 2, 99

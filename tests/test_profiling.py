@@ -82,6 +82,15 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsy
     assert train.main(["--dry-run", "--resume", str(tmp_path)]) == 2
 
 
+def test_interrupted_dry_run_says_so(monkeypatch, capsys):
+    def interrupt(trainer):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dryrun, "run", interrupt)
+    assert train.main([*WORDS, "--dry-run"]) == 130
+    assert capsys.readouterr().err == "shamisa train: interrupted\n"
+
+
 def test_dry_run_of_slow_steps_times_fewer(monkeypatch, capsys):
     monkeypatch.setattr(dryrun, "SECONDS", 0.0)
     assert train.main([*WORDS, "--dry-run"]) == 0

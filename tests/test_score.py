@@ -136,7 +136,7 @@ def test_interruption_leaves_rows_and_says_how_to_go_on(folder, regressor, tmp_p
 
 
 def test_scorer_takes_tensors(regressor):
-    scorer = score.load_scorer(SMALL, regressor, device="cpu")
+    scorer = score.load_scorer(Path(SMALL), regressor, device="cpu")
     photos = [torch.randint(0, 256, (3, 30 + i, 50), dtype=torch.uint8) for i in range(3)]
     before = [p.clone() for p in photos]
     quality = scorer(photos)

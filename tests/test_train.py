@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from shamisa import config as configuration
-from shamisa import runs, train
+from shamisa import embeddings, runs, train
 from shamisa.config import DEMO, PAPER, Config
 from shamisa.data import dead_leaves
 from shamisa.models import Encoder
+from shamisa.trainer import TERMS
 
 TINY = {
     "crop": 32,
@@ -190,7 +191,7 @@ def test_what_may_change_on_resume(given, allowed):
         ),
         ({"refs": ""}, "refs must be a folder, a list file, shards or 'embedded', got nothing"),
         ({"refs": "EMPTY"}, "must hold photographs"),
-        ({"device": "cuda:7"}, "device cuda:7 is not there"),
+        ({"device": "cuda:99"}, "device cuda:99 is not there"),
         ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (
             {"distortions": ("color_block", "non_eccentricity_patch")},
@@ -212,6 +213,14 @@ def test_bad_input_makes_no_folder(fields, message, photos, tmp_path, capsys):
     assert train.main([*words, "--out", str(tmp_path / "run"), "--quiet"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_bad_input(photos, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("RANK", "3")  # alone, without WORLD_SIZE, it means nothing
+    words = flags(**({"refs": str(photos)} | TINY))
+    assert train.main([*words, "--out", str(tmp_path / "file" / "run"), "--quiet"]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 def test_native_backend_is_asked_for_before_any_work(photos, tmp_path, capsys):
@@ -245,7 +254,7 @@ def test_run_folder_is_complete(unbroken, photos):
     records = run.records()
     assert [r["step"] for r in records] == list(range(6))
     for r in records:
-        assert set(r["loss"]) == set(train.TERMS) and r["grad_norm"] > 0
+        assert set(r["loss"]) == set(TERMS) and r["grad_norm"] > 0
         assert set(r["timing"]["split"]) == {"data", "distortions", "encoder", "loss", "backward", "optimizer"}
         for key in ("rank_z", "rank_h", "spread_z", "spread_h"):
             assert (key in r) == (r["step"] % 2 == 0)
@@ -436,9 +445,9 @@ def test_init_from_the_checkpoint_of_a_run(unbroken, photos):
 
 
 def test_effective_rank_of_known_spectra():
-    assert train.effective_rank(
+    assert embeddings.effective_rank(
         torch.randn(50, 1, generator=torch.Generator().manual_seed(0)) @ torch.ones(1, 8)
     ) == pytest.approx(1, abs=1e-3)
     q = torch.linalg.qr(torch.randn(64, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
     q = torch.linalg.qr(q - q.mean(0))[0][:, :8]
-    assert train.effective_rank(q) == pytest.approx(8, rel=1e-3)
+    assert embeddings.effective_rank(q) == pytest.approx(8, rel=1e-3)

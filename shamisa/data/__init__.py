@@ -1,4 +1,4 @@
-"""Photographs in, ``uint8`` crops out: sources (folder, list, embedded) and the reader that cuts them."""
+"""Photographs in, ``uint8`` crops out: sources (folder, list, shards, embedded) and the readers that cut them."""
 
 from __future__ import annotations
 

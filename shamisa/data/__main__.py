@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if given.workers < 0:
             raise ValueError(f"--workers must be at least 0, got {given.workers}")
+        if given.command == "verify" and given.json is not None and not given.json.parent.is_dir():
+            raise ValueError(f"--json must lie in an existing folder, got {given.json.parent}")
         source = open_photos(given.path, **limits)
         if given.command == "verify":
             summary = summarize(source, list(survey(source, given.workers, given.quiet)))

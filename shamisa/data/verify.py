@@ -169,8 +169,8 @@ def check_manifests(source: PhotoShards) -> dict[str, str]:
                     faults[name] = "is missing"
                 continue
             size, digest = Path(folder, name).stat().st_size, hash_file(Path(folder, name))
-            if (size, digest) != (entry.get("bytes"), entry.get("sha256")):
-                faults[name] = f"has {size} bytes with SHA-256 {digest}, expected {entry['bytes']}, {entry['sha256']}"
+            if (size, digest) != (wanted := (entry.get("bytes"), entry.get("sha256"))):
+                faults[name] = f"has {size} bytes with SHA-256 {digest}, expected {wanted[0]}, {wanted[1]}"
         faults |= {name: "is not in the manifest" for name in sorted(names - set(listed))}
     return faults
 
