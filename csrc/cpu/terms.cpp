@@ -170,15 +170,23 @@ std::tuple<Tensor, Tensor> transport_logits(Tensor h, Tensor anchors) {
   const ScalarType type = compute_type(h);
   const int64_t N = h.size(0), F = h.size(1), K = anchors.size(0);
   STD_TORCH_CHECK(anchors.size(1) == F, "anchors must be [K, F] with F = ", F, ", got F = ", anchors.size(1));
-  const Tensor x = dense(h, type), w = dense(anchors, type), logits = make({N, K}, type), norm = make({N}, type);
+  // In double, rounded once: the logits decide which edges the transport graph has, and every backend shall decide alike.
+  const TypedTermKernels<double>& wide = typed<double>();
+  const Tensor x = dense(h, type), w = dense(anchors, ScalarType::Double), logits = make({N, K}, type), norm = make({N}, type);
+  const int64_t Kp = wide.padded(K);
+  const Tensor packed = make({F, Kp}, ScalarType::Double);
+  wide.pack_anchors(read<double>(w), K, F, data<double>(packed));
   with_type(type, [&](auto t) {
     using T = decltype(t);
-    const int64_t Kp = typed<T>().padded(K);
-    const Tensor packed = make({F, Kp}, type);
-    typed<T>().pack_anchors(read<T>(w), K, F, data<T>(packed));
     parallel(units(N, unit_rows), unit_rows * F * Kp, [&](int64_t a, int64_t b) {
-      std::vector<T> block(unit_rows * Kp);
-      typed<T>().logits_forward(read<T>(x), read<T>(packed), N, F, K, a, b, block.data(), data<T>(logits), data<T>(norm));
+      std::vector<double> own(unit_rows * F), block(unit_rows * Kp), u(unit_rows * K), length(unit_rows);
+      for (int64_t i = a * unit_rows; i < N && i < b * unit_rows; i += unit_rows) {
+        const int64_t rows = N - i < unit_rows ? N - i : unit_rows;
+        std::copy_n(read<T>(x) + i * F, rows * F, own.data());
+        wide.logits_forward(own.data(), read<double>(packed), rows, F, K, 0, 1, block.data(), u.data(), length.data());
+        std::copy_n(u.data(), rows * K, data<T>(logits) + i * K);
+        std::copy_n(length.data(), rows, data<T>(norm) + i);
+      }
     });
     return 0;
   });

@@ -21,16 +21,14 @@ std::tuple<Tensor, Tensor> transport_logits(Tensor h, Tensor anchors) {
   const int64_t N = h.size(0), F = h.size(1), K = anchors.size(0);
   const OnDevice device(h);
   const ScalarType type = compute_type(h);
-  const Tensor x = dense(h, type), w = dense(anchors, type), logits = make({N, K}, type, x), norm = make({N}, type, x);
-  with_type(type, [&](auto t) {
-    using T = decltype(t);
-    // K = 0 still has norms
-    const int64_t blocks = blocks_for(N, Launch::rows) * std::max<int64_t>(blocks_for(K, Launch::anchors), 1);
-    SHAMISA_RUN(assignment_logits<T>, blocks, Launch::threads, device.stream(), read<T>(x), read<T>(w), N, F, K,
-                data<T>(logits), data<T>(norm));
-    return 0;
-  });
-  return {logits, norm};
+  // In double, rounded once: the logits decide which edges the transport graph has, and every backend shall decide alike.
+  const ScalarType wide = ScalarType::Double;
+  const Tensor x = dense(h, wide), w = dense(anchors, wide), logits = make({N, K}, wide, x), norm = make({N}, wide, x);
+  // K = 0 still has norms
+  const int64_t blocks = blocks_for(N, Launch::rows) * std::max<int64_t>(blocks_for(K, Launch::anchors), 1);
+  SHAMISA_RUN(assignment_logits<double>, blocks, Launch::threads, device.stream(), read<double>(x), read<double>(w), N, F, K,
+              data<double>(logits), data<double>(norm));
+  return {dense(logits, type), dense(norm, type)};
 }
 
 // grad [N, K], h [N, F], anchors [K, F], logits [N, K], norm [N] -> [N, F], [K, F]

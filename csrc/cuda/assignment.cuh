@@ -16,7 +16,7 @@ struct AssignmentLaunch {
 constexpr double least_norm = 1e-12;  // of a row, against division by zero
 
 // ---- logits ----------------------------------------------------------------------------------------------------------
-// grid: ceil(N / rows) times ceil(K / anchors), at least 1; block: threads; shared: 25 KB (float), 33 KB (double). logits [N,
+// grid: ceil(N / rows) times ceil(K / anchors), at least 1; block: threads; shared: 33 KB (double). logits [N,
 // K] = x w^T / norm, norm [N] = |x|. Each warp sums its own columns of every staged piece, then the warps' sums are added in
 // order. Reads x once for every 32 anchors, w once per block (from the cache).
 template <class T>

@@ -179,12 +179,11 @@ def knn_graph_backward(grad: Tensor, h: Tensor, distance: Tensor, neighbor: Tens
 def transport_logits(h: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     """Normalised rows times anchors, and the norms [N] that the backward needs. Differentiable: logits -> h, anchors.
 
-    h [N, F], anchors [K, F] -> logits [N, K]. The product is divided, not h: that spares a second [N, F].
+    h [N, F], anchors [K, F] -> logits [N, K]. In float64, rounded once, because the transport graph is decided by them.
     """
-    dtype = compute_dtype(h)
-    x = h.to(dtype)
+    dtype, x = compute_dtype(h), h.double()
     norm = torch.linalg.vector_norm(x, dim=1).clamp(min=LEAST_NORM)
-    return x @ anchors.to(dtype).T / norm[:, None], norm
+    return (x @ anchors.double().T / norm[:, None]).to(dtype), norm.to(dtype)
 
 
 @outside_autocast
