@@ -351,6 +351,8 @@ def resume(saved: Config, given: dict, world: int = 1, saved_world: int = 1) -> 
     batch and accumulate may change with the number of processes (``saved_world`` to ``world``) as long as a step has as
     many samples as before; without a word from ``given``, batch follows the number of processes.
     """
+    if saved.refs.startswith("pipe:") and "refs" not in given:  # a run folder may be somebody else's
+        raise ValueError(f"refs of this run is a command: name it again to run it, --refs {saved.refs!r}")
     given, samples = dict(given), saved.batch * saved.accumulate * saved_world
     accumulate = given.get("accumulate", saved.accumulate)
     if "batch" not in given and not samples % (accumulate * world):

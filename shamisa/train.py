@@ -120,6 +120,12 @@ def execute(trainer: Trainer, run: runs.Run, nvtx: bool = False, profile: int = 
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         message = f"{type(error).__name__}: {error}"
+        if isinstance(error, torch.OutOfMemoryError):
+            reason = str(error).split(". ")[0]
+            raise TrainingError(
+                f"step {trainer.step}: {reason}; a smaller --batch with --accumulate gives the same samples per step; "
+                f"last good checkpoint: {last_checkpoint(run)}"
+            ) from error
         if isinstance(error, OSError):  # a full disk, most likely
             raise TrainingError(
                 f"step {trainer.step}: {error}; last good checkpoint: {last_checkpoint(run)}"

@@ -138,11 +138,11 @@ class Trainer:
         norm = values.pop("grad_norm")
         record = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr, "loss": values}
         record["grad_norm"] = norm if math.isfinite(norm) else None
+        split = watch.read()  # what follows is no part of a step
         if c.rank_every and step % c.rank_every == 0 and self.processes.main:
             record |= embeddings.summary(z, h)
         self.step += 1
         self.recent.append(values["total"])
-        split = watch.read()
         record["timing"] = {"images_per_s": round(self.images() / sum(split.values()), 3), "split": split}
         return record
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+
 import pytest
 import torch
 from test_relations import batch, small_loss
@@ -229,6 +231,36 @@ def test_native_objective_equals_reference(case, monkeypatch):
     assert_close(out.total, expected.total, rtol=1e-5, atol=1e-6)
     for a, b in zip(gradients, torch.autograd.grad(expected.total, inputs), strict=True):
         assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+
+
+WRONG = [  # op, shapes of its tensors (i: int64), other arguments, what the error must say
+    ("knn_graph", [(3,)], (1,), r"h must be \[N, F\] .* got \[3\]"),
+    ("knn_graph", [(3, 4)], (3,), r"h must be \[N, F\] with N > k = 3, got \[3, 4\]"),
+    ("knn_graph_backward", [(3, 1), (3, 4), (3, 2), "i(3, 2)"], (), r"grad must be \[3, 2\], got \[3, 1\]"),
+    ("transport_graph", [(3, 4, 1)], (1, False, True), r"log_p must be \[N, K\], got \[3, 4, 1\]"),
+    (
+        *("transport_graph_backward", [(2,), (3, 4), (2,), "i(2, 2)", "i(2, 1)"], ()),
+        r"extreme must be \[2, 2\], got \[2, 1\]",
+    ),
+    ("transport_logits", [(3, 4), (2, 5)], (), r"anchors must be \[2, 4\], got \[2, 5\]"),
+    ("transport_logits_backward", [(2,), (3, 4), (2, 4), (3, 2), (3,)], (), r"grad must be \[3, 2\], got \[2\]"),
+    ("transport_codes", [(3,)], (0.1, 1), r"u must be \[N, K\], got \[3\]"),
+    ("merge_edges", [(3,), "i(2, 2)"], (4,), r"index must be \[2, 3\], got \[2, 2\]"),
+    ("pair_cost", [(3, 4), (2,), "i(2, 3)"], (), r"index must be \[2, 2\], got \[2, 3\]"),
+    ("pair_cost_backward", [(), (3, 4), (2,), "i(2, 2)", (1,)], (), r"squared must be \[2\], got \[1\]"),
+    ("variance", [(2, 3, 4)], (), r"x must be \[n, E\], got \[2, 3, 4\]"),
+    ("covariance_backward", [(), (3, 2), (3, 3)], (), r"moment must be \[2, 2\], got \[3, 3\]"),
+    ("dist_dist_graph", [(2, 3)], (2, 4, False, "exponential"), r"severity must be \[B, C, L\], got \[2, 3\]"),
+]
+
+
+@pytest.mark.parametrize("name, shapes, others, words", WRONG)
+def test_wrong_shapes_are_named(name, shapes, others, words):
+    tensors = [
+        torch.zeros(ast.literal_eval(s[1:]), dtype=torch.int64) if isinstance(s, str) else torch.rand(s) for s in shapes
+    ]
+    with pytest.raises(RuntimeError, match=words):
+        getattr(OPS, name)(*tensors, *others)
 
 
 def save_inputs(ctx, inputs, output):

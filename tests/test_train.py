@@ -280,6 +280,25 @@ def test_equal_seeds_give_equal_metrics(unbroken, photos, tmp_path):
     assert metrics(other)[0] != metrics(unbroken[0])[0]
 
 
+def test_a_command_of_a_run_folder_is_not_run_unasked():
+    saved = Config(refs="pipe:cat x.tar")
+    with pytest.raises(
+        ValueError, match="refs of this run is a command: name it again to run it, --refs 'pipe:cat x.tar'"
+    ):
+        configuration.resume(saved, {})
+    assert configuration.resume(saved, {"refs": "pipe:cat x.tar"}) == saved
+
+
+def test_out_of_memory_is_told_with_what_to_do(photos, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(train.Trainer, "_eager_step", full)
+    assert train.main([*map(str, ("--refs", photos, "--out", tmp_path / "run", "--steps", 2, "--quiet"))]) == 1
+    words = capsys.readouterr().err
+    assert "step 0: CUDA out of memory; a smaller --batch with --accumulate" in words and "Tried" not in words
+
+
 def test_resume_in_process_equals_unbroken(unbroken, photos, tmp_path):
     config = tiny(photos)
     trainer, run = train.prepare(config, tmp_path / "run", quiet=True)

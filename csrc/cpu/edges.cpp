@@ -15,7 +15,7 @@ namespace shamisa {
 namespace {
 
 Sizes sizes(const Tensor& severity, int64_t views) {
-  STD_TORCH_CHECK(severity.dim() == 3, "severity must be [B, C, L]");
+  STD_TORCH_CHECK(severity.dim() == 3, "severity must be [B, C, L], got ", shape_of(severity));
   return {severity.size(0), views, severity.size(1), severity.size(2)};
 }
 
@@ -100,6 +100,8 @@ std::tuple<Tensor, Tensor> dist_dist_graph(Tensor severity, int64_t views, int64
 }
 
 std::tuple<Tensor, Tensor, Tensor> merge_edges(Tensor weight, Tensor index, int64_t nodes) {
+  check_shape(weight, {weight.numel()}, "weight");
+  check_shape(index, {2, weight.numel()}, "index");
   const ScalarType type = compute_type(weight);
   const int64_t M = weight.numel();
   STD_TORCH_CHECK(M <= UINT32_MAX && nodes <= UINT32_MAX, "merge_edges takes less than 2^32 edges and nodes");
@@ -120,6 +122,8 @@ std::tuple<Tensor, Tensor, Tensor> merge_edges(Tensor weight, Tensor index, int6
 }
 
 Tensor merge_edges_backward(Tensor grad, Tensor position) {
+  check_shape(grad, {grad.numel()}, "grad");
+  check_shape(position, {position.numel()}, "position");
   const ScalarType type = compute_type(grad);
   const int64_t M = position.numel();
   const Tensor g = dense(grad, type), to = dense(position, ScalarType::Long), out = make({M}, type);

@@ -46,7 +46,7 @@ const TypedRelationKernels<double>& typed<double>() {
 
 // ---- neighbours ------------------------------------------------------------------------------------------------------
 std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
-  STD_TORCH_CHECK(h.dim() == 2 && h.size(0) > k && k >= 1, "h must be [N, F] with N > k = ", k);
+  STD_TORCH_CHECK(h.dim() == 2 && h.size(0) > k && k >= 1, "h must be [N, F] with N > k = ", k, ", got ", shape_of(h));
   const int64_t N = h.size(0), F = h.size(1);
   const Tensor x = dense(h, compute_type(h));
   const Tensor distance = make({N, k}, compute_type(h)), neighbor = make({N, k}, ScalarType::Long);
@@ -110,6 +110,11 @@ Tensor apply_laplacian(const Tensor& x, int64_t M, I i, J j, Value value) {
 }
 
 Tensor knn_graph_backward(Tensor grad, Tensor h, Tensor distance, Tensor neighbor) {
+  check_matrix(h, "h", "[N, F]");
+  check_matrix(neighbor, "neighbor", "[N, k]");
+  check_shape(neighbor, {h.size(0), neighbor.size(1)}, "neighbor");
+  check_shape(grad, {h.size(0), neighbor.size(1)}, "grad");
+  check_shape(distance, {h.size(0), neighbor.size(1)}, "distance");
   const ScalarType type = compute_type(h);
   const Tensor x = dense(h, type), d = dense(distance, type), g = dense(grad, type), to = dense(neighbor, ScalarType::Long);
   const int64_t N = h.size(0), k = neighbor.size(1);
@@ -144,6 +149,7 @@ std::vector<double> probabilities(const double* log_p, int64_t n) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> transport_graph(Tensor log_p, int64_t edges, bool per_row, bool diagonal) {
+  check_matrix(log_p, "log_p", "[N, K]");
   const int64_t N = log_p.size(0), K = log_p.size(1), per = diagonal ? N : N - 1;
   STD_TORCH_CHECK(N >= 1 && N <= transport_nodes, "log_p must be [N, K] with 1 <= N <= ", transport_nodes, ", got N = ", N);
   const int64_t row_edges = edges < per ? edges : per;
@@ -220,6 +226,11 @@ std::tuple<Tensor, Tensor, Tensor> transport_graph(Tensor log_p, int64_t edges, 
 }
 
 Tensor transport_graph_backward(Tensor grad, Tensor log_p, Tensor weight, Tensor index, Tensor extreme) {
+  check_matrix(log_p, "log_p", "[N, K]");
+  check_shape(grad, {weight.numel()}, "grad");
+  check_shape(weight, {weight.numel()}, "weight");
+  check_shape(index, {2, weight.numel()}, "index");
+  check_shape(extreme, {2, 2}, "extreme");
   const int64_t N = log_p.size(0), K = log_p.size(1), M = weight.numel();
   const Tensor x = dense(log_p, ScalarType::Double), g = dense(grad, ScalarType::Double), w = dense(weight, ScalarType::Double);
   const Tensor edge = dense(index, ScalarType::Long), ends = dense(extreme, ScalarType::Long);
@@ -244,7 +255,14 @@ Tensor transport_graph_backward(Tensor grad, Tensor log_p, Tensor weight, Tensor
 }
 
 // ---- pair cost -------------------------------------------------------------------------------------------------------
+void check_edges(const Tensor& z, const Tensor& weight, const Tensor& index) {
+  check_matrix(z, "z", "[N, E]");
+  check_shape(weight, {weight.numel()}, "weight");
+  check_shape(index, {2, weight.numel()}, "index");
+}
+
 std::tuple<Tensor, Tensor> pair_cost(Tensor z, Tensor weight, Tensor index) {
+  check_edges(z, weight, index);
   const ScalarType type = compute_type(z);
   const int64_t N = z.size(0), E = z.size(1), M = weight.numel();
   const Tensor x = dense(z, type), w = dense(weight, type), edge = dense(index, ScalarType::Long);
@@ -264,6 +282,9 @@ std::tuple<Tensor, Tensor> pair_cost(Tensor z, Tensor weight, Tensor index) {
 }
 
 std::tuple<Tensor, Tensor> pair_cost_backward(Tensor grad, Tensor z, Tensor weight, Tensor index, Tensor squared) {
+  check_edges(z, weight, index);
+  check_shape(squared, {weight.numel()}, "squared");
+  STD_TORCH_CHECK(grad.numel() == 1, "grad must be a scalar, got ", shape_of(grad));
   const ScalarType type = compute_type(z);
   const int64_t N = z.size(0), E = z.size(1), M = weight.numel();
   const Tensor x = dense(z, type), w = dense(weight, type), edge = dense(index, ScalarType::Long), s = dense(squared, type);

@@ -58,6 +58,7 @@ Moments<T> moments(const T* x, int64_t n, int64_t E) {
 }
 
 Tensor variance(Tensor x) {
+  check_matrix(x, "x", "[n, E]");
   const ScalarType type = compute_type(x);
   const int64_t n = x.size(0), E = x.size(1);
   const Tensor y = dense(x, type), value = make({}, type);
@@ -76,6 +77,8 @@ Tensor variance(Tensor x) {
 }
 
 Tensor variance_backward(Tensor grad, Tensor x) {
+  check_matrix(x, "x", "[n, E]");
+  STD_TORCH_CHECK(grad.numel() == 1, "grad must be a scalar, got ", shape_of(grad));
   const ScalarType type = compute_type(x);
   const int64_t n = x.size(0), E = x.size(1);
   const Tensor y = dense(x, type), g = dense(grad, ScalarType::Double), out = make({n, E}, type);
@@ -111,6 +114,7 @@ Tensor pack(const Tensor& x, const T* mean, bool columns) {
 }
 
 std::tuple<Tensor, Tensor> covariance(Tensor x) {
+  check_matrix(x, "x", "[n, E]");
   const ScalarType type = compute_type(x);
   const int64_t n = x.size(0), E = x.size(1), m = n < E ? n : E, D = n < E ? E : n;
   const Tensor y = dense(x, type), value = make({}, type), moment = make({m, m}, type);
@@ -138,9 +142,11 @@ std::tuple<Tensor, Tensor> covariance(Tensor x) {
 }
 
 Tensor covariance_backward(Tensor grad, Tensor x, Tensor moment) {
+  check_matrix(x, "x", "[n, E]");
+  STD_TORCH_CHECK(grad.numel() == 1, "grad must be a scalar, got ", shape_of(grad));
   const ScalarType type = compute_type(x);
   const int64_t n = x.size(0), E = x.size(1), D = n < E ? n : E;
-  STD_TORCH_CHECK(moment.dim() == 2 && moment.size(0) == D && moment.size(1) == D, "moment must be [m, m] with m = ", D);
+  check_shape(moment, {D, D}, "moment");
   const Tensor z = dense(x, type), square = dense(moment, type), g = dense(grad, ScalarType::Double), out = make({n, E}, type);
   with_type(type, [&](auto t) {
     using T = decltype(t);
@@ -167,9 +173,11 @@ Tensor covariance_backward(Tensor grad, Tensor x, Tensor moment) {
 
 // ---- transport -------------------------------------------------------------------------------------------------------
 std::tuple<Tensor, Tensor> transport_logits(Tensor h, Tensor anchors) {
+  check_matrix(h, "h", "[N, F]");
+  check_matrix(anchors, "anchors", "[K, F]");
   const ScalarType type = compute_type(h);
   const int64_t N = h.size(0), F = h.size(1), K = anchors.size(0);
-  STD_TORCH_CHECK(anchors.size(1) == F, "anchors must be [K, F] with F = ", F, ", got F = ", anchors.size(1));
+  check_shape(anchors, {K, F}, "anchors");
   // In double, rounded once: the logits decide which edges the transport graph has, and every backend shall decide alike.
   const TypedTermKernels<double>& wide = typed<double>();
   const Tensor x = dense(h, type), w = dense(anchors, ScalarType::Double), logits = make({N, K}, type), norm = make({N}, type);
@@ -194,6 +202,12 @@ std::tuple<Tensor, Tensor> transport_logits(Tensor h, Tensor anchors) {
 }
 
 std::tuple<Tensor, Tensor> transport_logits_backward(Tensor grad, Tensor h, Tensor anchors, Tensor logits, Tensor norm) {
+  check_matrix(h, "h", "[N, F]");
+  check_matrix(anchors, "anchors", "[K, F]");
+  check_shape(anchors, {anchors.size(0), h.size(1)}, "anchors");
+  check_shape(grad, {h.size(0), anchors.size(0)}, "grad");
+  check_shape(logits, {h.size(0), anchors.size(0)}, "logits");
+  check_shape(norm, {h.size(0)}, "norm");
   const ScalarType type = norm.scalar_type();
   const int64_t N = h.size(0), F = h.size(1), K = anchors.size(0);
   const Tensor x = dense(h, type), w = dense(anchors, type), s = dense(grad, type), u = dense(logits, type),
@@ -219,6 +233,7 @@ std::tuple<Tensor, Tensor> transport_logits_backward(Tensor grad, Tensor h, Tens
 // Each round subtracts from the logarithms what makes the columns sum to 1, then the rows. The second follows from the first,
 // so that only `shift`, one number for each anchor, goes from round to round.
 Tensor transport_codes(Tensor u, double temperature, int64_t rounds) {
+  check_matrix(u, "u", "[N, K]");
   const ScalarType type = compute_type(u);
   const int64_t N = u.size(0), K = u.size(1), segments = units(N, unit_rows);
   const Tensor x = dense(u, type), q = make({N, K}, type);

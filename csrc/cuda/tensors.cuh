@@ -7,16 +7,13 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <initializer_list>
 #include <optional>
-#include <string>
 #include <tuple>
 #include <type_traits>
 
+#include "../host/tensors.h"
 #include "launch.cuh"
 
 // at file scope: SHAMISA_DEVICE_OPS(m) { m.impl("name", TORCH_BOX(&shamisa::name)); }
@@ -42,9 +39,6 @@
   } while (0)
 
 namespace shamisa {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 inline dim3 grid_of(dim3 blocks) { return blocks; }
 inline dim3 grid_of(int64_t blocks) {
@@ -72,34 +66,9 @@ class OnDevice {
 #endif
 };
 
-template <class T>
-constexpr ScalarType type_of = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-
-// float64 stays float64, every other floating type is computed in float32
-inline ScalarType compute_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-// x of this type, contiguous; x itself where it is that already
-inline Tensor dense(const Tensor& x, ScalarType type) {
-  return torch::stable::contiguous(x.scalar_type() == type ? x : torch::stable::to(x, type));
-}
-inline Tensor back(const Tensor& x, ScalarType type) { return x.scalar_type() == type ? x : torch::stable::to(x, type); }
 // uninitialised, on the device of `like`, from torch's caching allocator: freed in the order of the stream
 inline Tensor make(std::initializer_list<int64_t> size, ScalarType type, const Tensor& like) {
   return torch::stable::empty({size.begin(), size.size()}, type, std::nullopt, like.device());
-}
-template <class T>
-T* data(const Tensor& x) {
-  return static_cast<T*>(x.mutable_data_ptr());
-}
-template <class T>
-const T* read(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-// f(T{}) with T = float or double
-template <class F>
-auto with_type(ScalarType type, F f) {
-  return type == ScalarType::Double ? f(double{}) : f(float{});
 }
 // whether rows of D elements of T, starting at p, can be read 16 bytes at a time
 template <class T>
@@ -107,21 +76,6 @@ bool wide_rows(const T* p, int64_t D) {
   return (uintptr_t)p % 16 == 0 && D * (int64_t)sizeof(T) % 16 == 0;
 }
 
-inline std::string shape_of(const Tensor& t) {
-  std::string text = "[";
-  for (int64_t d = 0; d < t.dim(); ++d) text += (d ? ", " : "") + std::to_string(t.size(d));
-  return text + "]";
-}
-inline void check_shape(const Tensor& t, std::initializer_list<int64_t> size, const char* name) {
-  bool good = t.dim() == (int64_t)size.size();
-  std::string expected;
-  int64_t d = 0;
-  for (const int64_t n : size) {
-    good = good && t.size(d) == n;
-    expected += (d++ ? ", " : "") + std::to_string(n);
-  }
-  STD_TORCH_CHECK(good, name, " must be [", expected, "], got ", shape_of(t));
-}
 // Every tensor on the device of the first: a pointer of another device would be read as if it were of this one
 inline void check_device(const Tensor& first, std::initializer_list<const Tensor*> others) {
   for (const Tensor* t : others)
