@@ -15,6 +15,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
@@ -28,6 +29,10 @@ CXX = ["-std=c++17", "-O3", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
 KERNEL = [*CXX, "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-lineinfo", "-DUSE_CUDA"]
 HEADERS = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").glob("*/*")) if p.suffix in (".h", ".cuh")]
+
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones reject pyproject.toml's licence without naming themselves
+    sys.exit(f"shamisa: setuptools must be 77 or newer, got {setuptools.__version__}: pip install 'setuptools>=77'")
 
 
 def sources(pattern: str) -> list[str]:
