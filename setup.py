@@ -31,7 +31,7 @@ NVCC = ["-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-linein
 HEADERS = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").glob("*/*")) if p.suffix in (".h", ".cuh")]
 
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # older ones reject pyproject.toml's licence without naming themselves
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones reject the licence line of pyproject.toml
     sys.exit(f"shamisa: setuptools must be 77 or newer, got {setuptools.__version__}: pip install 'setuptools>=77'")
 
 
