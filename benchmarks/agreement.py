@@ -76,6 +76,16 @@ def with_gradients(call, *x: Tensor):
     return run
 
 
+def randomness() -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
+    """Random words, where they have a kernel for the device: plans are drawn on the CPU."""
+    if not ops.has_kernel("philox", "cuda" if GPU else "cpu"):
+        return
+    g = torch.Generator().manual_seed(0)
+    address = [torch.randint(-(2**63), 2**63 - 1, (1000,), generator=g) for _ in range(4)]
+    got, wanted = pair(lambda d: [torch.ops.shamisa.philox(*(t.to(d) for t in address), 4)])
+    yield "philox", [t.cpu() for t in got], wanted
+
+
 def photographs() -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
     """Resizing, where it has a kernel for the device: it works on CPU tensors in front of the engine."""
     if not ops.has_kernel("resize_bicubic", "cuda" if GPU else "cpu"):
@@ -197,7 +207,12 @@ def main() -> int:
         print(f"distort has no compiled kernel for {device}", file=sys.stderr)
         return 1
     limit = DISTORTION_TOLERANCE["gpu" if GPU else "reference"]
-    for tolerance, source in ((0.0, photographs()), (limit, distortions()), (RELATION_TOLERANCE, relations())):
+    for tolerance, source in (
+        (0.0, randomness()),
+        (0.0, photographs()),
+        (limit, distortions()),
+        (RELATION_TOLERANCE, relations()),
+    ):
         for name, got, wanted in source:
             rows.append(judge(name, got, wanted, tolerance, CHAIN_SHARE if name.startswith("engine") else 0.0))
             r = rows[-1]

@@ -82,12 +82,15 @@ for _row in DISTORTIONS.values():
     GROUPS[_row.group] = (*GROUPS.get(_row.group, ()), _row.name)
 
 
+_LEVELS = torch.tensor([row.levels for row in DISTORTIONS.values()], dtype=torch.float64, device="cpu")  # [26, 5]
+
+
 def value_at(severity: Tensor, opcode: Tensor) -> Tensor:
     """Raw parameter at a position in the level table: severity [...] in [0, 4], opcode [...] in 0..25 -> value [...].
 
     Linear between neighbouring levels; not rounded. Computed in float64.
     """
-    levels = torch.tensor([row.levels for row in DISTORTIONS.values()], dtype=torch.float64, device=severity.device)
+    levels = _LEVELS.to(severity.device)
     severity = severity.to(torch.float64).clamp(0, 4)
     below = severity.floor().clamp(max=3).long()
     low, high = levels[opcode, below], levels[opcode, below + 1]
@@ -96,8 +99,7 @@ def value_at(severity: Tensor, opcode: Tensor) -> Tensor:
 
 def severity_at(value: Tensor, opcode: Tensor) -> Tensor:
     """The inverse of ``value_at``: value [...] inside the span of the levels -> severity [...] in [0, 4], float64."""
-    levels = torch.tensor([row.levels for row in DISTORTIONS.values()], dtype=torch.float64, device=value.device)
-    levels = levels[opcode]  # [..., 5]
+    levels = _LEVELS.to(value.device)[opcode]  # [..., 5]
     value = value.to(torch.float64)
     rising = (levels[..., -1] >= levels[..., 0]).unsqueeze(-1)
     passed = torch.where(rising, levels <= value.unsqueeze(-1), levels >= value.unsqueeze(-1))

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from . import ops
 from .distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
+from .randomness import derive_key, words
 from .reference.distort import check_size
-from .reference.philox import DOMAIN_IMAGE, DOMAIN_PLAN, DOMAIN_VIEW, derive_key, index, normal_pair, uniform, words
+from .reference.philox import DOMAIN_IMAGE, DOMAIN_PLAN, DOMAIN_VIEW, index, normal_pair, uniform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .reference import distort as reference_distort
+from .reference import philox as reference_philox
 from .reference import relations as reference_relations
 from .reference import resize as reference_resize
 
@@ -42,6 +43,20 @@ def define(
     if backward is not None:
         torch.library.register_autograd(f"shamisa::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
     TABLE[name] = reference
+
+
+# ---- random words ----------------------------------------------------------------------------------------------------
+def _philox_fake(key, element, draw, extra, domain):
+    reference_philox.check_address(key, element, draw, extra, domain)
+    return key.new_empty(4, *key.shape)
+
+
+# int64 of one shape [...] -> four words of 32 bits each, int64 [4, ...]
+define(
+    "philox(Tensor key, Tensor element, Tensor draw, Tensor extra, int domain) -> Tensor",
+    reference=reference_philox.stacked_words,
+    fake=_philox_fake,
+)
 
 
 # ---- distortions -----------------------------------------------------------------------------------------------------

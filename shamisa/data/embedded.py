@@ -14,7 +14,8 @@ import os
 import torch
 from torch import Tensor
 
-from ..reference.philox import DOMAIN_PHOTO, derive_key, words
+from ..randomness import derive_key, words
+from ..reference.philox import DOMAIN_PHOTO
 from .photos import read_photo
 
 # colour photographs in the wheels (not the medical, astronomical and drawn ones): split -> (name, package, file)

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..reference.philox import DOMAIN_DATA, derive_key, words
+from ..randomness import derive_key, words
+from ..reference.philox import DOMAIN_DATA
 from .crops import cut
 from .photos import PhotoError, Photos
 

@@ -203,14 +203,19 @@ def check_chain(
         _check_content(opcode, index, source)
 
 
+_LARGEST_MIN_SIZE = max(row.min_size for row in DISTORTIONS.values())
+
+
 def _check_content(opcode: Tensor, index: Tensor, source: Tensor) -> None:
     """Op codes, indices and the sizes that the op codes need; opcode and index on the CPU."""
-    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < source.shape[0]:
-        raise ValueError(f"index must lie in 0..{source.shape[0] - 1}, got {index.min()}..{index.max()}")
-    if opcode.numel() == 0:
+    for name, t, least, most in (("index", index, 0, source.shape[0] - 1), ("opcode", opcode, -1, len(NAMES) - 1)):
+        if t.numel() == 0:
+            continue
+        low, high = (v.item() for v in t.aminmax())
+        if not least <= low <= high <= most:
+            raise ValueError(f"{name} must lie in {least}..{most}, got {low}..{high}")
+    if min(source.shape[2:]) >= _LARGEST_MIN_SIZE:
         return
-    if not -1 <= int(opcode.min()) <= int(opcode.max()) < len(NAMES):
-        raise ValueError(f"opcode must lie in -1..{len(NAMES) - 1}, got {opcode.min()}..{opcode.max()}")
     for code in opcode.unique().tolist():
         if code >= 0:
             check_size(DISTORTIONS[NAMES[code]], *source.shape[2:])

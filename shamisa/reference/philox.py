@@ -65,8 +65,25 @@ def derive_key(
     key: Tensor, element: Tensor | int, draw: Tensor | int = 0, extra: Tensor | int = 0, *, domain: int
 ) -> Tensor:
     """A new 64-bit key (int64) from the first two words at an address of another key."""
-    w = words(key, element, draw, extra, domain)
+    return join(words(key, element, draw, extra, domain))
+
+
+def join(w: tuple[Tensor, ...]) -> Tensor:
+    """Words -> a 64-bit key of the first two, int64."""
     return w[0] | (w[1] << 32)  # the shift wraps into the sign bit, as wanted
+
+
+def stacked_words(key: Tensor, element: Tensor, draw: Tensor, extra: Tensor, domain: int) -> Tensor:
+    """``words`` of int64 tensors of one shape [...], as [4, ...]."""
+    check_address(key, element, draw, extra, domain)
+    return torch.stack(words(key, element, draw, extra, domain))
+
+
+def check_address(key: Tensor, element: Tensor, draw: Tensor, extra: Tensor, domain: int) -> None:
+    """ValueError for arguments that ``stacked_words`` does not take."""
+    for name, t in (("key", key), ("element", element), ("draw", draw), ("extra", extra)):
+        if t.dtype != torch.int64 or t.shape != key.shape:
+            raise ValueError(f"{name} must be int64 {list(key.shape)}, got {t.dtype} {list(t.shape)}")
 
 
 def uniform(word: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
