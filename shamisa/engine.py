@@ -16,7 +16,7 @@ from torch import Tensor
 from . import ops
 from .distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
 from .randomness import derive_key, words
-from .reference.distort import check_size
+from .reference.distort import check_size, check_sizes
 from .reference.philox import DOMAIN_IMAGE, DOMAIN_PLAN, DOMAIN_VIEW, index, normal_pair, uniform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -423,8 +423,7 @@ class DistortionEngine:
         if normalize and not dtype.is_floating_point:
             raise ValueError(f"dtype must be floating when normalize is True, got {dtype}")
         if plan.opcode.device.type == "cpu":  # here, because the op does not read op codes on a GPU
-            for code in plan.opcode[plan.opcode >= 0].unique().tolist():
-                check_size(DISTORTIONS[NAMES[code]], *references.shape[-2:])
+            check_sizes(plan.opcode, *references.shape[-2:])
         V, device = references.shape[1], references.device
         plan = plan.to(device, non_blocking=True)
         view = torch.arange(V, device=device).view(1, V, 1, 1, 1)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_relation_cuda import emulated, run  # noqa: F401  (fixtures: the CUDA kernel, on a GPU or emulated)
 from torch.testing import assert_close
 
 from shamisa import ops
@@ -22,6 +23,13 @@ def test_equals_the_reference(domain):
         assert_close(a, b, rtol=0, atol=0)
     got, wanted = (f(KEYS, *address, domain=domain) for f in (derive_key, philox.derive_key))
     assert_close(got, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (600,)], ids=str)
+def test_cuda_equals_reference(run, shape):  # noqa: F811
+    g = torch.Generator().manual_seed(1)
+    address = [torch.randint(-(2**63), 2**63 - 1, shape, generator=g) for _ in range(4)]
+    assert_close(run("philox", *address, 5), ops.TABLE["philox"](*address, 5), rtol=0, atol=0)
 
 
 def test_shapes_and_strides():

@@ -3,8 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <vector>
-
+#include "../host/philox.h"
 #include "tensors.h"
 
 namespace shamisa {
@@ -12,19 +11,9 @@ namespace {
 
 // key, element, draw, extra int64 [...] -> the words, int64 [4, ...]
 Tensor philox_words(Tensor key, Tensor element, Tensor draw, Tensor extra, int64_t domain) {
-  std::vector<int64_t> size{4};
-  for (int64_t d = 0; d < key.dim(); ++d) size.push_back(key.size(d));
-  const int64_t n = key.numel();
-  std::vector<Tensor> address;
-  for (const Tensor* t : {&key, &element, &draw, &extra}) {
-    bool good = t->scalar_type() == ScalarType::Long && t->dim() == key.dim();
-    for (int64_t d = 0; good && d < key.dim(); ++d) good = t->size(d) == key.size(d);
-    STD_TORCH_CHECK(good, "key, element, draw and extra must be int64 of one shape, ", shape_of(key), ", got ", shape_of(*t));
-    address.push_back(torch::stable::contiguous(*t));
-  }
-  const Tensor out = torch::stable::empty(size, ScalarType::Long);
-  const int64_t *k = read<int64_t>(address[0]), *e = read<int64_t>(address[1]), *d = read<int64_t>(address[2]),
-                *x = read<int64_t>(address[3]);
+  const Addresses address(key, element, draw, extra);
+  const Tensor out = torch::stable::empty(address.size, ScalarType::Long);
+  const int64_t *k = address.at(0), *e = address.at(1), *d = address.at(2), *x = address.at(3), n = address.n;
   int64_t* const to = data<int64_t>(out);
   parallel(n, 64, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

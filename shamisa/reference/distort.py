@@ -203,9 +203,6 @@ def check_chain(
         _check_content(opcode, index, source)
 
 
-_LARGEST_MIN_SIZE = max(row.min_size for row in DISTORTIONS.values())
-
-
 def _check_content(opcode: Tensor, index: Tensor, source: Tensor) -> None:
     """Op codes, indices and the sizes that the op codes need; opcode and index on the CPU."""
     for name, t, least, most in (("index", index, 0, source.shape[0] - 1), ("opcode", opcode, -1, len(NAMES) - 1)):
@@ -214,11 +211,18 @@ def _check_content(opcode: Tensor, index: Tensor, source: Tensor) -> None:
         low, high = (v.item() for v in t.aminmax())
         if not least <= low <= high <= most:
             raise ValueError(f"{name} must lie in {least}..{most}, got {low}..{high}")
-    if min(source.shape[2:]) >= _LARGEST_MIN_SIZE:
-        return
-    for code in opcode.unique().tolist():
-        if code >= 0:
-            check_size(DISTORTIONS[NAMES[code]], *source.shape[2:])
+    check_sizes(opcode, *source.shape[2:])
+
+
+_LARGEST_MIN_SIZE = max(row.min_size for row in DISTORTIONS.values())
+
+
+def check_sizes(opcode: Tensor, height: int, width: int) -> None:
+    """Raise ValueError where an image is too small for one of the op codes (-1: none), which are on the CPU."""
+    if min(height, width) < _LARGEST_MIN_SIZE:
+        for code in opcode.unique().tolist():
+            if code >= 0:
+                check_size(DISTORTIONS[NAMES[code]], height, width)
 
 
 def check_size(row: Distortion, height: int, width: int) -> None:
