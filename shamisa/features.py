@@ -64,6 +64,11 @@ def views(photo: Tensor, crop: int) -> Tensor:
     return torch.stack([five_crops(photo, crop), five_crops(half_size(photo), crop)])
 
 
+def by_crop(h: Tensor) -> Tensor:
+    """h [N * 2 * 5, F] of the ``views`` of N photographs -> features [N, 5, 2F], both scales of a crop side by side."""
+    return h.view(-1, SCALES, CROPS, h.shape[1]).transpose(1, 2).flatten(2)
+
+
 def hash_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, in hex; OSError where it cannot be read."""
     with open(path, "rb") as file:
@@ -172,7 +177,7 @@ class Extractor:
         h = h.float().cpu()
         if not bool(torch.isfinite(h).all()):
             raise RuntimeError("encoder must give finite features, got NaN or infinity: are its weights sound?")
-        return h.view(B, SCALES, CROPS, -1).transpose(1, 2).flatten(2)
+        return by_crop(h)
 
     def __call__(self, photos: Sequence[Tensor]) -> Tensor:
         """Photographs uint8 [3, H, W], of any sizes -> features [n, 5, 2F] float32 on the CPU."""

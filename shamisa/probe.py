@@ -23,10 +23,11 @@ import torch
 from PIL import Image
 
 from . import iqa_sets, ridge, runs, splits
+from .data.decode import printable
 from .features import CROPS, SCALES, Extractor, Features, extract, extract_difference
 from .labels import LabelError, Labels, find_files, find_references, read_csv
 from .models import Encoder
-from .protocol import finite, group_table, median, median_groups, printable, probe_split, table, without
+from .protocol import finite, group_table, median, median_groups, probe_split, table, without
 from .splits import Split
 
 UNTRAINED = "untrained:"  # --checkpoint untrained:torchvision/resnet50
