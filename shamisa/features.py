@@ -25,6 +25,7 @@ from torch.nn.functional import interpolate
 
 from .data.photos import MAX_PIXELS, PhotoError, read_photo
 from .engine import normalize
+from .files import hash_file
 
 CROPS, SCALES = 5, 2
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
@@ -62,19 +63,6 @@ def views(photo: Tensor, crop: int) -> Tensor:
     if photo.dim() != 3 or photo.shape[0] != 3 or photo.dtype != torch.uint8 or 0 in photo.shape:
         raise ValueError(f"photo must be uint8 [3, H, W], got {photo.dtype} {list(photo.shape)}")
     return torch.stack([five_crops(photo, crop), five_crops(half_size(photo), crop)])
-
-
-def hash_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hex; OSError where it cannot be read."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def hash_encoder(encoder: nn.Module) -> str:

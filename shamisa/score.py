@@ -24,7 +24,8 @@ from torch import Tensor
 from .data.decode import printable
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .features import Extractor
-from .probe import open_device, open_encoder
+from .parallel import choose_device
+from .probe import open_encoder
 from .ridge import Regressor
 from .runs import read_json, write_json, write_text
 
@@ -97,7 +98,7 @@ def load_scorer(
 ) -> Scorer:
     """A scorer from a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
     fitted = Regressor.load(regressor)
-    return Scorer(open_encoder(checkpoint), fitted, device=open_device(device), batch=batch, workers=workers)
+    return Scorer(open_encoder(checkpoint), fitted, device=choose_device(device), batch=batch, workers=workers)
 
 
 # ---- files in --------------------------------------------------------------------------------------------------------
