@@ -25,6 +25,7 @@ from torch.nn.functional import interpolate
 
 from .data.photos import MAX_PIXELS, PhotoError, read_photo
 from .engine import normalize
+from .files import hash_file
 
 CROPS, SCALES = 5, 2
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
@@ -67,19 +68,6 @@ def views(photo: Tensor, crop: int) -> Tensor:
 def by_crop(h: Tensor) -> Tensor:
     """h [N * 2 * 5, F] of the ``views`` of N photographs -> features [N, 5, 2F], both scales of a crop side by side."""
     return h.view(-1, SCALES, CROPS, h.shape[1]).transpose(1, 2).flatten(2)
-
-
-def hash_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hex; OSError where it cannot be read."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def hash_encoder(encoder: nn.Module) -> str:

@@ -25,7 +25,8 @@ from .data.decode import printable
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .features import Extractor
 from .labels import describe_scale
-from .probe import open_device, open_encoder
+from .parallel import choose_device
+from .probe import open_encoder
 from .quality import to_levels
 from .ridge import Regressor
 from .runs import read_json, write_json, write_text
@@ -91,7 +92,7 @@ def load_scorer(
     workers: int = 2,
 ) -> Scorer:
     """A scorer from a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
-    fitted, device = Regressor.load(regressor), open_device(device)  # before the encoder, which takes longer
+    fitted, device = Regressor.load(regressor), choose_device(device)  # before the encoder, which takes longer
     return Scorer(open_encoder(checkpoint), fitted, device=device, batch=batch, workers=workers)
 
 
