@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ._version import __version__
 from .crops import ten_crops
+from .labels import describe_scale
 from .quality import QualityNet
 
 ENDINGS = (".onnx", ".pt2")
@@ -62,7 +63,7 @@ def about(net: QualityNet, encoder_hash: str) -> dict:
         "shamisa": __version__,
         "input": "images uint8 [n, 3, height, width], RGB",
         "score": "[n] in 0..1, higher is better",
-        "raw": f"[n] on {net.about['low']:g}..{net.about['high']:g}, {'lower' if net.about['lower_better'] else 'higher'} is better",
+        "raw": f"[n] on {describe_scale(*net.regressor().scale)}",
         "crop": net.crop,
         "encoder_hash": encoder_hash,
         "regressor": net.about,
@@ -137,6 +138,7 @@ def difference(run: Callable[[Tensor], tuple[Tensor, Tensor]], net: QualityNet) 
     """Largest difference of a program from the net, on the scale 0..1 but not clipped, over sizes below, at and above the
     crop, even and odd, and batches of 1 and 3."""
     crop, found = net.crop, []
+    low, high, _ = net.regressor().scale
     generator = torch.Generator().manual_seed(0)
     for n, height, width in (
         (1, 33, crop - 1),
@@ -153,9 +155,21 @@ def difference(run: Callable[[Tensor], tuple[Tensor, Tensor]], net: QualityNet) 
         score, raw = run(images)
         if score.shape != expected_score.shape or raw.shape != expected_raw.shape:
             raise RuntimeError(f"the program must give [{n}] and [{n}], got {list(score.shape)} and {list(raw.shape)}")
-        apart = (raw - expected_raw).abs() / (net.about["high"] - net.about["low"])
+        apart = (raw - expected_raw).abs() / (high - low)
         found += [(score - expected_score).abs(), apart]
     return torch.cat(found).max().item()  # NaN where there is one
+
+
+def check_out(out: str | os.PathLike) -> Path:
+    """The path of a program; ValueError for another ending or no such folder, RuntimeError for a missing package."""
+    out = Path(out)
+    if out.suffix not in ENDINGS:
+        raise ValueError(f"out must end in {' or '.join(ENDINGS)}, got {str(out)!r}")
+    if not out.parent.is_dir():
+        raise ValueError(f"out must lie in an existing folder, got {out.parent}")
+    if out.suffix == ".onnx":
+        _need("onnx", "onnxscript", "onnxruntime")
+    return out
 
 
 def export(net: QualityNet, out: str | os.PathLike, encoder_hash: str) -> float:
@@ -169,14 +183,8 @@ def export(net: QualityNet, out: str | os.PathLike, encoder_hash: str) -> float:
         ValueError: another ending, or no such folder.
         RuntimeError: a missing package, or a program that differs from this package (nothing is left behind then).
     """
-    out = Path(out)
-    if out.suffix not in ENDINGS:
-        raise ValueError(f"out must end in {' or '.join(ENDINGS)}, got {str(out)!r}")
-    if not out.parent.is_dir():
-        raise ValueError(f"out must lie in an existing folder, got {out.parent}")
+    out = check_out(out)
     onnx = out.suffix == ".onnx"
-    if onnx:
-        _need("onnx", "onnxscript", "onnxruntime")
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         temporary = Path(folder) / out.name
         (_write_onnx if onnx else _write_pt2)(trace(net), temporary, about(net, encoder_hash))
@@ -208,6 +216,7 @@ def main(argv: list[str] | None = None) -> int:
 
     given = make_parser().parse_args(argv)
     try:
+        check_out(given.out)
         net = load_quality_net(given.checkpoint, given.regressor)
         worst = export(net, given.out, hash_encoder(net.encoder))
     except (ValueError, RuntimeError, OSError) as error:

@@ -25,6 +25,7 @@ from torch.nn.functional import interpolate
 
 from .data.photos import MAX_PIXELS, PhotoError, read_photo
 from .engine import normalize
+from .files import hash_file
 
 CROPS, SCALES = 5, 2
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
@@ -64,17 +65,9 @@ def views(photo: Tensor, crop: int) -> Tensor:
     return torch.stack([five_crops(photo, crop), five_crops(half_size(photo), crop)])
 
 
-def hash_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hex; OSError where it cannot be read."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+def by_crop(h: Tensor) -> Tensor:
+    """h [N * 2 * 5, F] of the ``views`` of N photographs -> features [N, 5, 2F], both scales of a crop side by side."""
+    return h.view(-1, SCALES, CROPS, h.shape[1]).transpose(1, 2).flatten(2)
 
 
 def hash_encoder(encoder: nn.Module) -> str:
@@ -172,7 +165,7 @@ class Extractor:
         h = h.float().cpu()
         if not bool(torch.isfinite(h).all()):
             raise RuntimeError("encoder must give finite features, got NaN or infinity: are its weights sound?")
-        return h.view(B, SCALES, CROPS, -1).transpose(1, 2).flatten(2)
+        return by_crop(h)
 
     def __call__(self, photos: Sequence[Tensor]) -> Tensor:
         """Photographs uint8 [3, H, W], of any sizes -> features [n, 5, 2F] float32 on the CPU."""

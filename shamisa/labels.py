@@ -10,8 +10,12 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
+
+Scores = TypeVar("Scores", np.ndarray, Tensor)
 
 PARTS = ("train", "val", "test")
 FILE_COLUMNS = ("file", "filename", "image", "image_name", "name", "path", "dis_img_path", "dist_img")
@@ -52,9 +56,19 @@ class Labels:
         return replace(self, score=self.score[positions], **lists)
 
     def quality(self) -> np.ndarray:
-        """Scores on the common scale, [n] float64: 0 and 1 are the ends of the set's own scale, higher is better."""
-        q = (self.score - self.low) / (self.high - self.low)
-        return 1 - q if self.lower_better else q
+        """Scores on the common scale, [n] float64, see ``to_quality``."""
+        return to_quality(self.score, self.low, self.high, self.lower_better)
+
+
+def to_quality(score: Scores, low: float, high: float, lower_better: bool) -> Scores:
+    """Scores, an array or a tensor -> the common scale: 0 and 1 are the ends of their own, higher is better; not clipped."""
+    q = (score - low) / (high - low)
+    return 1 - q if lower_better else q
+
+
+def describe_scale(low: float, high: float, lower_better: bool) -> str:
+    """The ends of a scale and its direction, in words."""
+    return f"{low:g}..{high:g}, {'lower' if lower_better else 'higher'} is better"
 
 
 def read_label_file(path: Path) -> str:

@@ -32,7 +32,8 @@ class Processes:
 
     Attributes:
         rank, world_size: this process and their number; local_rank: its number on this machine, which chooses the GPU.
-        connected: whether torch.distributed is in use (also with a single process under torchrun).
+        connected: whether torch.distributed is in use, also with a single process under torchrun, which has nobody to
+            speak to: it works as one that was started without.
         timeout: seconds that a process waits for the others before it fails.
     """
 
@@ -94,7 +95,7 @@ class Processes:
         One small reduction on the host; texts travel only when there are some. Every process must call it.
         """
         notes = notes or {}
-        if not self.connected:
+        if self.world_size == 1:
             return stop, error, notes
         flags = torch.tensor([stop, bool(error), bool(notes)], dtype=torch.int32)
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._control)
@@ -111,7 +112,7 @@ class Processes:
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes of a small tensor on the device; NaN on one is NaN on all."""
-        if self.connected:
+        if self.world_size > 1:
             dist.all_reduce(values)
             values = values / self.world_size
         return values
@@ -123,17 +124,47 @@ class Processes:
     # ---- the model ---------------------------------------------------------------------------------------------------
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with gradients averaged over the processes in backward; every process must call it."""
-        return DistributedDataParallel(model) if self.connected else model
+        return DistributedDataParallel(model) if self.world_size > 1 else model
 
     def without_averaging(self, wrapped: nn.Module, skip: bool) -> AbstractContextManager:
         """Forward and backward inside only add to this process's gradients when ``skip``."""
-        return wrapped.no_sync() if skip and self.connected else nullcontext()
+        return wrapped.no_sync() if skip and self.world_size > 1 else nullcontext()
 
     def share_batch_norm(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Batch normalisation over the images of all processes instead of each process's own."""
-        if not self.connected:
+        if self.world_size == 1:
             return model
         return nn.SyncBatchNorm.convert_sync_batchnorm(model) if device.type == "cuda" else _convert(model)
+
+
+def choose_device(name: str, processes: Processes | None = None) -> torch.device:
+    """The rule of every --device: auto (a GPU if there is one), cpu, cuda or cuda:N -> a device that works.
+
+    Of several processes each takes the GPU of its number on this machine.
+
+    Raises:
+        ValueError: another name, a device that is not there or cannot be used, or a number where several processes
+            share the machine.
+    """
+    processes = processes or Processes()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind, _, number = ("cuda" if count else "cpu").partition(":") if name == "auto" else name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())) or name.endswith(":"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if processes.world_size > 1:
+        if number:
+            raise ValueError(f"device of several processes must be auto, cpu or cuda, got {name!r}")
+        number = str(processes.local_rank)
+    found = f"cuda:{int(number)}" if number else "cuda"
+    if int(number or 0) >= count:
+        raise ValueError(f"device {found} is not there: torch {torch.__version__} finds {count} CUDA devices")
+    try:
+        torch.empty(1, device=found)
+    except RuntimeError as error:  # a driver or a GPU that refuses
+        raise ValueError(f"device {found} cannot be used: {str(error).splitlines()[0]}") from None
+    return torch.device(found)
 
 
 # ---- batch normalisation on the CPU ----------------------------------------------------------------------------------

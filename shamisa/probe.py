@@ -23,10 +23,12 @@ import torch
 from PIL import Image
 
 from . import iqa_sets, ridge, runs, splits
+from .data.decode import printable
 from .features import CROPS, SCALES, Extractor, Features, extract, extract_difference
 from .labels import LabelError, Labels, find_files, find_references, read_csv
 from .models import Encoder
-from .protocol import finite, group_table, median, median_groups, printable, probe_split, table, without
+from .parallel import choose_device
+from .protocol import finite, group_table, median, median_groups, probe_split, table, without
 from .splits import Split
 
 UNTRAINED = "untrained:"  # --checkpoint untrained:torchvision/resnet50
@@ -51,20 +53,6 @@ def open_encoder(checkpoint: str | os.PathLike, seed: int = 0) -> torch.nn.Modul
                 torch.manual_seed(seed)
                 return Encoder(checkpoint.removeprefix(prefix), init).eval()
     return runs.load_encoder(checkpoint)
-
-
-def open_device(name: str) -> torch.device:
-    """ "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; ValueError for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device must be auto, cpu or an available GPU (cuda, cuda:N), got {name!r}: {error}"
-        ) from None
-    return device
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -215,7 +203,7 @@ def open_extractors(given: argparse.Namespace) -> list[tuple[str, Extractor]]:
         name = UNTRAINED + encoders[0][1].name
         encoders.append((name, open_encoder(name, given.seed)))
     encoders += [(name, open_encoder(name, given.seed)) for name in given.compare]
-    device = open_device(given.device)
+    device = choose_device(given.device)
     options = {n: getattr(given, n) for n in ("crop", "batch", "workers", "cache")}
     return [(name, Extractor(e, device=device, **options)) for name, e in encoders]
 

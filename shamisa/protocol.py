@@ -138,11 +138,6 @@ def group_table(rows: Sequence[tuple[str, list[dict]]]) -> str:
     return "\n".join(lines)
 
 
-def printable(content: object) -> str:
-    """Anything -> text that any output can encode: bytes of file names that are not UTF-8 become \\udcXX."""
-    return str(content).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def finite(content: object) -> object:
     """NaN -> None: JSON has no NaN."""
     if isinstance(content, dict):

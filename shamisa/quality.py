@@ -7,12 +7,38 @@ from torch import Tensor, nn
 
 from .crops import ten_crops
 from .engine import IMAGENET_MEAN, IMAGENET_STD
-from .features import CROPS, SCALES, views
+from .features import by_crop, views
 from .ridge import Regressor
 
-_SLACK = (
-    1e-3  # of floating images beyond 0..1: less than a third of a level; rounding of a normalisation and its inverse
-)
+SLACK = 1e-3  # of floating images beyond 0..1, a quarter of a level: rounding, of float16 or a normalisation and its inverse
+
+
+def to_levels(images: Tensor, *, normalized: bool = False) -> Tensor:
+    """RGB images [..., 3, H, W] -> uint8 on their device: uint8 as they are, floating 0..1 rounded to the 256 levels.
+
+    Floating values may lie beyond 0..1 by ``SLACK`` and are clipped.
+
+    Args:
+        normalized: floating images are (x - mean) / std of ImageNet instead.
+
+    Raises:
+        ValueError: a dtype that is neither, uint8 images said to be normalised, or values farther out (NaN too).
+    """
+    if images.dtype == torch.uint8:
+        if normalized:
+            raise ValueError("normalised images must be floating, got torch.uint8")
+        return images
+    if not images.dtype.is_floating_point:
+        raise ValueError(f"images must be uint8 or floating, got {images.dtype}")
+    images = images.detach().float()
+    if normalized:
+        mean, std = (torch.tensor(t, device=images.device).view(3, 1, 1) for t in (IMAGENET_MEAN, IMAGENET_STD))
+        images = images * std + mean
+    low, high = images.aminmax()
+    if not bool((low >= -SLACK) & (high <= 1 + SLACK)):
+        when = "normalised images must lie in 0..1 before the normalisation"
+        raise ValueError(f"{when if normalized else 'floating images must lie in 0..1'}, got {low:g}..{high:g}")
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 class QualityNet(nn.Module):
@@ -51,50 +77,24 @@ class QualityNet(nn.Module):
         return Regressor(self.coef.cpu().clone(), self.intercept.cpu().clone(), dict(self.about))
 
     def levels(self, images: Tensor, normalized: bool = False) -> Tensor:
-        """Images [N, 3, H, W] -> uint8, on the module's device: uint8 as they are, floating 0..1 rounded.
-
-        Args:
-            normalized: floating images are (x - mean) / std of ImageNet instead.
-
-        Raises:
-            ValueError: another shape or dtype, or values beyond 0..1 (NaN too).
-        """
+        """Images [N, 3, H, W] -> uint8, on the module's device, by ``to_levels``; ValueError for another shape too."""
         if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
             got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"images must be [N, 3, H, W], none of them 0, got {got}")
-        images = images.detach().to(self.mean.device)
-        if images.dtype == torch.uint8:
-            if normalized:
-                raise ValueError("normalised images must be floating, got torch.uint8")
-            return images
-        if not images.dtype.is_floating_point:
-            raise ValueError(f"images must be uint8 or floating, got {images.dtype}")
-        images = images.float()
-        images = images * self.std + self.mean if normalized else images
-        low, high = images.aminmax()
-        if not bool((low >= -_SLACK) & (high <= 1 + _SLACK)):
-            kind = (
-                "normalised images must lie in 0..1 before the normalisation"
-                if normalized
-                else "floating images must lie in 0..1"
-            )
-            raise ValueError(f"{kind}, got {low:g}..{high:g}")
-        return (images * 255).round().clamp(0, 255).to(torch.uint8)
+        return to_levels(images.to(self.mean.device), normalized=normalized)
 
     def predict(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """Crops uint8 [N, 2, 5, 3, crop, crop] -> score [N] in 0..1 and raw [N], on the regressor's scale; float32."""
+        # as ``engine.normalize``, an op that no exchange format has
         x = (crops.flatten(0, 2).float() / 255 - self.mean) / self.std
         if torch.compiler.is_compiling():  # an exported program holds no such context
             h = self.encoder(x)
         else:  # False shuts out an autocast around the call
             with torch.autocast(x.device.type, enabled=self.autocast):
                 h = self.encoder(x)
-        h = h.double().view(-1, SCALES, CROPS, h.shape[1]).mean(2).flatten(1)  # crops of a scale share their weights
-        raw = h @ self.coef + self.intercept
-        low, high = self.about["low"], self.about["high"]
-        score = (raw - low) / (high - low)
-        score = 1 - score if self.about["lower_better"] else score
-        return score.clamp(0, 1).float(), raw.float()
+        regressor = Regressor(self.coef, self.intercept, self.about)
+        raw = regressor.apply(by_crop(h.float()))  # rounded as the features that it was fitted on
+        return regressor.quality(raw).float(), raw.float()
 
     def crops(self, images: Tensor) -> Tensor:
         """Images uint8 [N, 3, H, W] -> crops uint8 [N, 2, 5, 3, crop, crop]."""

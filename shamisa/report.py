@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .data.decode import printable
 from .data.photos import PhotoError, read_photo
-from .protocol import printable
+from .labels import describe_scale
 from .runs import write_text
 
 THUMBNAILS = 10  # worst and best predictions, each
@@ -66,7 +67,7 @@ figure .frame { height: 8rem; display: flex; align-items: center; justify-conten
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------
 def text(content: object) -> str:
-    """Anything -> text for HTML, attributes included. Bytes of file names that are not UTF-8 are shown as \\udcXX."""
+    """Anything -> text for HTML, attributes included. Bytes of file names that are not UTF-8 are shown as \\xNN."""
     return html.escape(printable(content), quote=True)
 
 
@@ -139,11 +140,9 @@ def _sizes(results: dict) -> dict[str, int]:
 
 def _protocol(results: dict) -> str:
     said, splits, n = results["protocol"], results["splits"], _sizes(results)
-    scale = results["scale"]
-    direction = "lower is better" if scale["lower_better"] else "higher is better"
     return _facts(
         [
-            ("Data", f"{text(results['labels'])}, {results['images']} images, scores {scale['low']:g} to {scale['high']:g}, {direction}"),
+            ("Data", f"{text(results['labels'])}, {results['images']} images, scores {describe_scale(**results['scale'])}"),
             ("Unreadable", f"{len(results['unreadable'])}, left out") if results["unreadable"] else ("Unreadable", "none"),
             ("Images", f"{n['train']} train, {n['val']} val, {n['test']} test" + (" (medians)" if len(splits) > 1 else "")),
             ("Splits", text(splits[0]["origin"]) + (f" ... {text(splits[-1]['origin'])}" if len(splits) > 1 else "")),

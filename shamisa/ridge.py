@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .labels import to_quality
 from .metrics import srcc_columns
 
 ALPHAS = np.logspace(-3, 3, 100)  # strengths tried by ``select``
@@ -35,10 +36,13 @@ class Ridge:
 
     def predict(self, X: Tensor | np.ndarray) -> Tensor:
         """X [n, F] or [n, K, F] -> predictions [n, A] float64, averaged over the K crops."""
-        X = _matrix(X, self.coef.shape[1])
+        return torch.cat([self.apply(part) for part in _matrix(X, self.coef.shape[1]).split(_CHUNK)])
+
+    def apply(self, X: Tensor) -> Tensor:
+        """As ``predict``, of all rows at once and without checks: what an exported program holds."""
+        X = X.to(self.coef)
         # averaging the rows first gives the same predictions with a K-th of the products
-        parts = [(c.to(self.coef) if c.dim() == 2 else c.to(self.coef).mean(1)) @ self.coef.T for c in X.split(_CHUNK)]
-        return torch.cat(parts) + self.intercept
+        return (X if X.dim() == 2 else X.mean(1)) @ self.coef.T + self.intercept
 
     def at(self, position: int) -> Ridge:
         """The regressor of one strength, A = 1."""
@@ -155,13 +159,23 @@ class Regressor:
 
     def predict(self, X: Tensor) -> Tensor:
         """Features [n, F] or [n, K, F] -> scores [n] float64 on the scale of the training labels, averaged over crops."""
-        return Ridge(torch.ones(1), self.coef.unsqueeze(0), self.intercept.reshape(1)).predict(X)[:, 0]
+        return self._ridge().predict(X)[:, 0]
+
+    def apply(self, X: Tensor) -> Tensor:
+        """As ``predict``, of all rows at once and without checks: what an exported program holds."""
+        return self._ridge().apply(X)[:, 0]
+
+    def _ridge(self) -> Ridge:
+        return Ridge(self.coef.new_ones(1), self.coef.unsqueeze(0), self.intercept.reshape(1))
 
     def quality(self, score: Tensor) -> Tensor:
         """Scores on the training scale -> [0, 1], higher is better: linear from the ends of the scale, clipped."""
-        low, high = self.about["low"], self.about["high"]
-        q = (score - low) / (high - low)
-        return (1 - q if self.about["lower_better"] else q).clamp(0, 1)
+        return to_quality(score, *self.scale).clamp(0, 1)
+
+    @property
+    def scale(self) -> tuple[float, float, bool]:
+        """low, high, lower_better of the training scores."""
+        return self.about["low"], self.about["high"], self.about["lower_better"]
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a .safetensors file (``about`` in its header) and, for readers, the same JSON beside it, each at once."""

@@ -15,7 +15,6 @@ A checkpoint is written into a temporary folder, flushed to the disk, and rename
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -29,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .files import hash_file, sync, write_json, write_text
 from .models import Encoder, load_matching
 
 FORMAT = 1  # of a checkpoint
@@ -42,34 +42,6 @@ class RunError(ValueError):
 
 
 # ---- small files -----------------------------------------------------------------------------------------------------
-def _sync(path: Path) -> None:
-    """Flush a file or the entries of a folder to the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows cannot open folders; its renames are journalled
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: readers see the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def write_json(path: Path, content: object) -> None:
-    """As ``write_text``; NaN and infinity raise ValueError, because they are not JSON."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
 def to_line(record: dict) -> str:
     """One line of metrics.jsonl."""
     return json.dumps(record, allow_nan=False) + "\n"
@@ -200,10 +172,10 @@ class Run:
             save_file(_plain(model.state_dict()), temporary / MODEL, metadata=about)
             save_file(_plain(optimizer_tensors(model, optimizer)), temporary / STATE)
             files = {
-                n: {"bytes": (temporary / n).stat().st_size, "sha256": _sha256(temporary / n)} for n in (MODEL, STATE)
+                n: {"bytes": (temporary / n).stat().st_size, "sha256": hash_file(temporary / n)} for n in (MODEL, STATE)
             }
             for name in files:
-                _sync(temporary / name)
+                sync(temporary / name)
             index = {"format": FORMAT, "step": step, "encoder": model.encoder.name, "files": files, "score": score}
             index |= state
             write_json(temporary / INDEX, index)
@@ -213,7 +185,7 @@ class Run:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync(self.checkpoints)
+        sync(self.checkpoints)
         write_text(self.checkpoints / "latest", target.name + "\n")
         best = self.best()
         if best is not None:
@@ -259,14 +231,6 @@ def _contents(path: Path) -> str:
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
@@ -361,7 +325,7 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
             raise RunError(f"checkpoint {folder} lacks {name}")
         if file.stat().st_size != expected["bytes"]:
             raise RunError(f"{file} is damaged: expected {expected['bytes']} bytes, got {file.stat().st_size}")
-        if (found := _sha256(file)) != expected["sha256"]:
+        if (found := hash_file(file)) != expected["sha256"]:
             raise RunError(f"{file} is damaged: expected SHA-256 {expected['sha256'][:16]}..., got {found[:16]}...")
     return Checkpoint(folder, index)
 

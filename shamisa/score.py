@@ -24,7 +24,10 @@ from torch import Tensor
 from .data.decode import printable
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .features import Extractor
-from .probe import open_device, open_encoder
+from .labels import describe_scale
+from .parallel import choose_device
+from .probe import open_encoder
+from .quality import to_levels
 from .ridge import Regressor
 from .runs import read_json, write_json, write_text
 
@@ -56,12 +59,12 @@ class Scorer:
 
     def __call__(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """Quality in 0..1, higher is better: images [N, 3, H, W], one [3, H, W], or a list of [3, H, W] of any sizes ->
-        [N] float64. RGB, uint8 in 0..255 or floating in 0..1."""
+        [N] float64. RGB, uint8 or floating in 0..1, see ``quality.to_levels``."""
         if isinstance(images, Tensor) and images.dim() == 3:
             images = [images]
         if not len(images):
             raise ValueError("images must hold at least one image, got none")
-        return self.regressor.quality(self.regressor.predict(self.extractor([_uint8(i) for i in images])))
+        return self.regressor.quality(self.regressor.predict(self.extractor([_levels(i) for i in images])))
 
     def stream(self, paths: Sequence[str]) -> Iterator[tuple[str, float, float] | PhotoError]:
         """Files -> (path, quality in 0..1, raw score on the training scale) or the PhotoError, in order, in bounded memory."""
@@ -73,18 +76,11 @@ class Scorer:
             yield path, self.regressor.quality(raw).item(), raw.item()
 
 
-def _uint8(image: Tensor) -> Tensor:
-    if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3:
-        raise ValueError(
-            f"images must be tensors [3, H, W], got {list(getattr(image, 'shape', [])) or type(image).__name__}"
-        )
-    if image.dtype == torch.uint8:
-        return image.cpu()
-    if not image.dtype.is_floating_point:
-        raise ValueError(f"images must be uint8 or floating, got {image.dtype}")
-    if not bool(((image >= 0) & (image <= 1)).all()):
-        raise ValueError(f"floating images must lie in 0..1, got {image.min():g}..{image.max():g}")
-    return (image.float() * 255).round().to(torch.uint8).cpu()
+def _levels(image: Tensor) -> Tensor:
+    if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
+        got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"images must be tensors [3, H, W], none of them 0, got {got}")
+    return to_levels(image).cpu()
 
 
 def load_scorer(
@@ -96,8 +92,8 @@ def load_scorer(
     workers: int = 2,
 ) -> Scorer:
     """A scorer from a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
-    fitted = Regressor.load(regressor)
-    return Scorer(open_encoder(checkpoint), fitted, device=open_device(device), batch=batch, workers=workers)
+    fitted, device = Regressor.load(regressor), choose_device(device)  # before the encoder, which takes longer
+    return Scorer(open_encoder(checkpoint), fitted, device=device, batch=batch, workers=workers)
 
 
 # ---- files in --------------------------------------------------------------------------------------------------------
@@ -216,13 +212,12 @@ def run(given: argparse.Namespace) -> int:
     scorer = load_scorer(
         given.checkpoint, given.regressor, device=given.device, batch=given.batch, workers=given.workers
     )
-    about = scorer.regressor.about
     meta = {
         "encoder_hash": scorer.extractor.hash,
-        "regressor": about,
+        "regressor": scorer.regressor.about,
         "coef_hash": hashlib.sha256(scorer.regressor.coef.numpy().tobytes()).hexdigest(),
         "score": "0..1, higher is better",
-        "raw": f"{about['low']:g}..{about['high']:g}, {'lower' if about['lower_better'] else 'higher'} is better",
+        "raw": describe_scale(*scorer.regressor.scale),
     }
     table = Table(out, meta, given.resume)
     todo = [p for p in paths if printable(p) not in table.done]

@@ -30,7 +30,7 @@ from .distortions import DISTORTIONS
 from .engine import DistortionEngine, Plan, normalize
 from .models import Learner, load_matching
 from .ops import has_kernel
-from .parallel import Processes
+from .parallel import Processes, choose_device
 from .profiling import Recording, Stopwatch
 from .relations import RelationOutput
 
@@ -325,28 +325,6 @@ def last_checkpoint(run: runs.Run) -> str:
 
 
 # ---- choices, each checked before any work ---------------------------------------------------------------------------
-def choose_device(name: str, processes: Processes | None = None) -> torch.device:
-    """auto, cpu, cuda or cuda:N -> device; of several processes each takes the GPU of its number on this machine.
-
-    Raises:
-        ValueError: one that is not there, or a number where several processes share the machine.
-    """
-    processes = processes or Processes()
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        name = "cuda" if count else "cpu"
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    if processes.world_size > 1 and kind == "cuda":
-        if number:
-            raise ValueError(f"device of several processes must be auto, cpu or cuda, got {name!r}")
-        number, name = str(processes.local_rank), f"cuda:{processes.local_rank}"
-    if kind == "cuda" and int(number or 0) >= count:
-        raise ValueError(f"device {name} is not there: torch {torch.__version__} finds {count} CUDA devices")
-    return torch.device(name)
-
-
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The data type of encoder and projector."""
     if name == "auto":

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import shamisa
 from shamisa import pyiqa_plugin
 from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD
-from shamisa.quality import load_quality_net
+from shamisa.quality import SLACK, load_quality_net, to_levels
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,23 @@ def test_net_with_autocast_is_close(images, expected, regressor):
 def test_net_errors(regressor, given, options, message):
     with pytest.raises(ValueError, match=message):
         load_quality_net(SMALL, regressor)(given, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_levels_by_one_rule(regressor, dtype):
+    """Floating images may leave 0..1 by the rounding of what made them, by no more; for tensors and files' scorers alike."""
+    images = torch.full((1, 3, 40, 40), 0.5, dtype=dtype)
+    images[0, :, 0, :4] = torch.tensor([-0.8 * SLACK, 1 + 0.8 * SLACK, 0.4 / 255, 0.6 / 255], dtype=dtype)
+    levels = to_levels(images)
+    assert levels.dtype == torch.uint8 and levels[0, 0, 0, :5].tolist() == [0, 255, 0, 1, 128]
+    net, scorer = load_quality_net(SMALL, regressor), shamisa.load_scorer(SMALL, regressor, device="cpu")
+    assert_close(net(images), scorer(images).float(), atol=1e-6, rtol=0)
+    assert_close(net(images), net(levels), atol=0, rtol=0)
+    for value in (-2 * SLACK, 1 + 2 * SLACK, float("nan"), float("inf")):
+        images[0, 1, 7, 7] = value
+        for take in (net, scorer):
+            with pytest.raises(ValueError, match="floating images must lie in 0..1, got"):
+                take(images)
 
 
 # ---- torchmetrics ----------------------------------------------------------------------------------------------------

@@ -229,9 +229,12 @@ def test_pack_starts_again_after_a_crash(tmp_path, monkeypatch):
     monkeypatch.setattr(PhotoFolder, "encoded", crash)
     with pytest.raises(KeyboardInterrupt):
         pack(source, tmp_path / "out", shard_count=3)
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial" / "shard-000001.tar").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["good", "photos"]  # nothing was left
     monkeypatch.undo()
     (tmp_path / "out").mkdir()
+    (tmp_path / "out.partial").mkdir()  # as a killed process leaves it
+    for name in ("shard-000000.tar", "shard-000001.tar", ".manifest.json.123"):
+        (tmp_path / "out.partial" / name).write_bytes(b"half")
     assert pack(source, tmp_path / "out", shard_count=3) == expected
     assert contents(tmp_path / "out") == contents(tmp_path / "good") and not (tmp_path / "out.partial").exists()
     (tmp_path / "new.partial").mkdir()
@@ -261,6 +264,17 @@ def test_pack_wrong_arguments(tmp_path):
     with pytest.raises(SystemExit):
         main(["pack", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--shard-size", "1X"])
     assert not (tmp_path / "out").exists()
+
+
+def test_what_can_be_known_is_told_before_photographs_are_read(tmp_path, monkeypatch):
+    write_folder(tmp_path / "photos", count=3)
+    source = PhotoFolder(tmp_path / "photos")
+    monkeypatch.setattr(PhotoFolder, "_read", None)  # must not be reached
+    with pytest.raises(ValueError, match="shard_count must be at most the 3 photographs, got 4"):
+        pack(source, tmp_path / "out", shard_count=4)
+    with pytest.raises(OSError, match="photo_0.png"):
+        pack(source, tmp_path / "photos" / "photo_0.png" / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
 
 
 def test_pack_a_list(tmp_path):

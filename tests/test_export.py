@@ -156,6 +156,7 @@ def test_nan_is_a_difference(regressor):
     [
         ({"--out": "m.bin"}, "out must end in .onnx or .pt2, got"),
         ({"--out": "no/m.onnx"}, "out must lie in an existing folder"),
+        ({"--out": "m.bin", "--checkpoint": "none"}, "out must end in"),  # before anything is loaded
         ({"--checkpoint": "none"}, "checkpoint must be a run folder"),
         ({"--regressor": "none"}, "cannot read the regressor"),
     ],

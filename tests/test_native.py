@@ -326,10 +326,6 @@ def test_in_loader_workers(context):
 
 
 # ---- backends ---------------------------------------------------------------------------------------------------------
-def test_every_distortion_is_native():
-    assert all(row["native"] for row in _host.catalogue())
-
-
 def test_native_without_kernels_says_how_to_build(monkeypatch):
     monkeypatch.setattr(ops, "has_kernel", lambda op, device: False)
     with pytest.raises(RuntimeError, match=r"backend='native' needs the compiled kernels for cpu.*pip install"):

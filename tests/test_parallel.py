@@ -25,9 +25,8 @@ from shamisa import runs, train
 from shamisa.config import Config
 from shamisa.data import dead_leaves
 from shamisa.models import Learner
-from shamisa.parallel import Processes, SharedBatchNorm
+from shamisa.parallel import Processes, SharedBatchNorm, choose_device
 from shamisa.relations import RelationOptions
-from shamisa.trainer import choose_device
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch was built without torch.distributed"
@@ -407,3 +406,14 @@ def test_devices_of_several_processes():
         choose_device("cuda:1", processes)
     with pytest.raises(ValueError, match="device cuda:99 is not there"):
         choose_device("cuda", processes)
+    for name in ("gpu", "cpu:0", "cuda:", "cuda:-1", "cuda:x", ""):
+        with pytest.raises(ValueError, match=f"device must be auto, cpu, cuda or cuda:N, got '{name}'"):
+            choose_device(name)
+
+
+def test_one_process_of_torchrun_is_as_one_without(photos, tmp_path):
+    """No wrapper, no reductions: equal bits, and a step that a CUDA graph could hold."""
+    arguments = words(photos, steps=3)
+    assert finish(start([*arguments, "--out", str(tmp_path / "a")], tmp_path, world=1)) == [0], logs(tmp_path)
+    assert run_alone([*arguments, "--out", str(tmp_path / "b")]) == 0
+    assert metrics(runs.Run.open(tmp_path / "a")) == metrics(runs.Run.open(tmp_path / "b"))

@@ -150,7 +150,7 @@ def test_scorer_takes_tensors(regressor):
     "images, message",
     [
         ([], "at least one image"),
-        (torch.zeros(2, 1, 8, 8), r"tensors \[3, H, W\], got \[1, 8, 8\]"),
+        (torch.zeros(2, 1, 8, 8), r"tensors \[3, H, W\], none of them 0, got \[1, 8, 8\]"),
         (torch.full((3, 8, 8), 2.0), "must lie in 0..1, got 2..2"),
         (torch.full((3, 8, 8), float("nan")), "must lie in 0..1"),
         (torch.zeros(3, 8, 8, dtype=torch.int32), "uint8 or floating, got torch.int32"),
@@ -181,6 +181,12 @@ def test_scorer_errors(regressor, images, message):
             "must be fitted on features of .* shamisa/small .*got one for torchvision/resnet50",
         ),
         (["a.png"], "s.csv", {"--batch": "0"}, "batch must be"),
+        (
+            ["a.png"],
+            "s.csv",
+            {"--device": "abacus", "--checkpoint": "none"},
+            "device must be",
+        ),  # the quicker check first
     ],
 )
 def test_bad_input(folder, regressor, tmp_path, capsys, paths, out, change, message):

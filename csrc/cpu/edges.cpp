@@ -7,17 +7,13 @@
 #include <tuple>
 #include <vector>
 
+#include "../host/metadata.h"
 #include "../relation/merge.h"
 #include "../relation/metadata.h"
 #include "tensors.h"
 
 namespace shamisa {
 namespace {
-
-Sizes sizes(const Tensor& severity, int64_t views) {
-  STD_TORCH_CHECK(severity.dim() == 3, "severity must be [B, C, L], got ", shape_of(severity));
-  return {severity.size(0), views, severity.size(1), severity.size(2)};
-}
 
 Tensor ones(int64_t M, ScalarType type) {
   const Tensor weight = make({M}, type);
@@ -26,33 +22,29 @@ Tensor ones(int64_t M, ScalarType type) {
 }
 
 template <class T>
-T decayed(T gap, const std::string& decay) {
-  return decay == "exponential" ? std::exp(T(-0.75) * gap) : 1 / (1 + gap / 4);
+T decayed(T gap, Decay decay) {
+  return decay == Decay::exponential ? std::exp(decay_exponent(gap)) : reciprocal_decay(gap);
 }
 
 std::tuple<Tensor, Tensor> structural_graph(Tensor severity, int64_t views, std::string classes) {
-  const Sizes s = sizes(severity, views);
-  STD_TORCH_CHECK(classes == "parity" || classes == "same_scale" || classes == "same_reference",
-                  "classes must be parity, same_scale or same_reference");
-  const Classes kind = classes == "parity"       ? Classes::parity
-                       : classes == "same_scale" ? Classes::same_scale
-                                                 : Classes::same_reference;
-  std::vector<int64_t> pairs(2 * views * views);
-  const int64_t count = structural_pairs(kind, views, pairs.data()), M = s.B * count * s.C * s.L;
+  const BatchShape s = batch_of(severity, views);
+  const ViewClasses of = view_classes(classes, views);
+  const int64_t M = s.B * of.pairs() * s.images();
   const Tensor index = make({2, M}, ScalarType::Long);
-  structural_edges(s, pairs.data(), count, data<int64_t>(index), data<int64_t>(index) + M);
+  structural_edges(s, of, data<int64_t>(index), data<int64_t>(index) + M);
   return {ones(M, compute_type(severity)), index};
 }
 
 std::tuple<Tensor, Tensor> ref_dist_graph(Tensor severity, int64_t views, std::string decay) {
-  const Sizes s = sizes(severity, views);
+  const BatchShape s = batch_of(severity, views);
+  const Decay kind = decay_of(decay);
   const ScalarType type = compute_type(severity);
-  const int64_t images = severity.numel(), M = images * views;
+  const int64_t images = severity.numel(), M = s.distorted();
   const Tensor x = dense(severity, type), weight = make({M}, type), index = make({2, M}, ScalarType::Long);
   with_type(type, [&](auto t) {
     using T = decltype(t);
     std::vector<T> table(images);
-    for (int64_t n = 0; n < images; ++n) table[n] = decayed(read<T>(x)[n], decay);
+    for (int64_t n = 0; n < images; ++n) table[n] = decayed(read<T>(x)[n], kind);
     ref_dist_edges(s, table.data(), data<T>(weight), data<int64_t>(index), data<int64_t>(index) + M);
     return 0;
   });
@@ -60,37 +52,36 @@ std::tuple<Tensor, Tensor> ref_dist_graph(Tensor severity, int64_t views, std::s
 }
 
 std::tuple<Tensor, Tensor> ref_ref_graph(Tensor severity, int64_t views) {
-  const Sizes s = sizes(severity, views);
-  const int64_t R = s.B * s.V, M = R * (R - 1);
+  const BatchShape s = batch_of(severity, views);
+  const int64_t R = s.references(), M = R * (R - 1);
   const Tensor index = make({2, M}, ScalarType::Long);
   ref_ref_edges(R, data<int64_t>(index), data<int64_t>(index) + M);
   return {ones(M, compute_type(severity)), index};
 }
 
 std::tuple<Tensor, Tensor> dist_dist_graph(Tensor severity, int64_t views, int64_t edges, bool per_sample, std::string decay) {
-  const Sizes s = sizes(severity, views);
+  const BatchShape s = batch_of(severity, views);
+  const Decay kind = decay_of(decay);
+  const KeptEdges of = kept_edges(s, edges, per_sample);
   const ScalarType type = compute_type(severity);
-  const int64_t per = s.C * s.V * s.L * (s.V * s.L - 1), images = s.C * s.L, gaps = images * (s.L + 1) / 2;
-  const int64_t kept = per_sample ? std::min(edges, per) : std::min(edges, s.B * per);
-  const int64_t M = per_sample ? s.B * kept : kept;
+  const int64_t images = s.images(), gaps = images * (s.L + 1) / 2, M = of.count();
   const Tensor x = dense(severity, type), weight = make({M}, type), index = make({2, M}, ScalarType::Long);
   with_type(type, [&](auto t) {
     using T = decltype(t);
     const T* level = read<T>(x);
     std::vector<Gap<T>> all(s.B * gaps);
     for (int64_t b = 0; b < s.B; ++b) sample_gaps(level + b * images, s, all.data() + b * gaps);
-    const int64_t group = per_sample ? 1 : s.B;  // samples that share a cap
     std::vector<T> table(images * s.L);
     T* w = data<T>(weight);
     int64_t *i = data<int64_t>(index), *j = i + M;
-    for (int64_t b0 = 0; b0 < s.B; b0 += group) {
-      const auto first = all.begin() + b0 * gaps, last = first + group * gaps;
+    for (int64_t b0 = 0; b0 < s.B; b0 += of.samples) {
+      const auto first = all.begin() + b0 * gaps, last = first + of.samples * gaps;
       std::sort(first, last, [](const Gap<T>& a, const Gap<T>& b) { return a.size < b.size; });
-      Kept<T> bound = bound_gaps(all.data() + b0 * gaps, group * gaps, kept);
-      for (int64_t b = b0; kept && b < b0 + group; ++b) {
+      Kept<T> bound = bound_gaps(all.data() + b0 * gaps, of.samples * gaps, of.kept);
+      for (int64_t b = b0; of.kept && b < b0 + of.samples; ++b) {
         const T* own = level + b * images;
         for (int64_t n = 0; n < images; ++n)
-          for (int64_t m = 0; m < s.L; ++m) table[n * s.L + m] = decayed(std::abs(own[n] - own[n / s.L * s.L + m]), decay);
+          for (int64_t m = 0; m < s.L; ++m) table[n * s.L + m] = decayed(severity_gap(own[n], own[n / s.L * s.L + m]), kind);
         dist_dist_edges(s, b, own, table.data(), &bound, w, i, j);
       }
     }

@@ -26,9 +26,9 @@ __global__ void __launch_bounds__(DistortLaunch::threads, DistortLaunch::blocks_
   }
 }
 
-// bytes of memory per block, aligned to 64: the op codes are on the device, so any native op may occur
+// bytes of memory per block, aligned to 64: the op codes are on the device, so any op may occur
 inline int64_t distort_bytes(int H, int W) {
-  return team_bytes(H, W, [](int code) { return row_of(code).native; });
+  return team_bytes(H, W, [](int) { return true; });
 }
 // blocks to launch where `resident` fit on the device: fewer when the images are large, so that memory stays bounded
 inline int64_t distort_blocks(int64_t N, int64_t resident, int64_t bytes) {

@@ -1,6 +1,7 @@
 // merge_edges with its backward, and the graphs of the metadata, for CUDA tensors. Nothing waits for the device.
 #include "graphs.cuh"
 
+#include "../host/metadata.h"
 #include "scratch.cuh"
 
 namespace shamisa {
@@ -70,18 +71,6 @@ Tensor merge_edges_backward(Tensor grad, Tensor position) {
 }
 
 // ---- metadata --------------------------------------------------------------------------------------------------------
-BatchShape batch_of(const Tensor& severity, int64_t views) {
-  STD_TORCH_CHECK(severity.dim() == 3, "severity must be [B, C, L], got ", shape_of(severity));
-  STD_TORCH_CHECK(views >= 1 && views < (1 << 15), "views must be in 1..32767, got ", views);
-  STD_TORCH_CHECK(severity.size(2) < (1 << 15), "L must be below 32768, got ", severity.size(2));
-  return {severity.size(0), views, severity.size(1), severity.size(2)};
-}
-
-bool is_reciprocal(const std::string& decay) {
-  STD_TORCH_CHECK(decay == "exponential" || decay == "reciprocal", "decay must be exponential or reciprocal, got ", decay);
-  return decay == "reciprocal";
-}
-
 using Edges = std::tuple<Tensor, Tensor>;
 Edges make_edges(int64_t M, const Tensor& severity) {
   return {make({M}, compute_type(severity), severity), make({2, M}, ScalarType::Long, severity)};
@@ -89,11 +78,8 @@ Edges make_edges(int64_t M, const Tensor& severity) {
 
 Edges structural_graph(Tensor severity, int64_t views, std::string classes) {
   const BatchShape s = batch_of(severity, views);
-  STD_TORCH_CHECK(classes == "parity" || classes == "same_scale" || classes == "same_reference",
-                  "classes must be parity, same_scale or same_reference, got ", classes);
-  const int half = views / 2 > 1 ? (int)views / 2 : 1;
-  const ViewClasses of = {classes == "parity" ? 2 : half, (int)views, classes == "same_scale"};
-  const int64_t pairs = of.pairs(), M = s.B * pairs * s.C * s.L;
+  const ViewClasses of = view_classes(classes, views);
+  const int64_t pairs = of.pairs(), M = s.B * pairs * s.images();
   const OnDevice device(severity);
   const auto [weight, index] = make_edges(M, severity);
   const Tensor &w = weight, &edge = index;
@@ -108,7 +94,7 @@ Edges structural_graph(Tensor severity, int64_t views, std::string classes) {
 
 Edges ref_dist_graph(Tensor severity, int64_t views, std::string decay) {
   const BatchShape s = batch_of(severity, views);
-  const bool reciprocal = is_reciprocal(decay);
+  const Decay kind = decay_of(decay);
   const OnDevice device(severity);
   const Tensor lambda = dense(severity, compute_type(severity));
   const auto [weight, index] = make_edges(s.distorted(), severity);
@@ -116,7 +102,7 @@ Edges ref_dist_graph(Tensor severity, int64_t views, std::string decay) {
   with_type(compute_type(severity), [&](auto t) {
     using T = decltype(t);
     SHAMISA_RUN(ref_dist_edges<T>, blocks_for(s.distorted(), GraphLaunch::threads), GraphLaunch::threads, device.stream(), s,
-                read<T>(lambda), reciprocal, data<T>(w), data<int64_t>(edge));
+                read<T>(lambda), kind, data<T>(w), data<int64_t>(edge));
     return 0;
   });
   return {weight, index};
@@ -139,12 +125,11 @@ Edges ref_ref_graph(Tensor severity, int64_t views) {
 
 Edges dist_dist_graph(Tensor severity, int64_t views, int64_t edges, bool per_sample, std::string decay) {
   const BatchShape s = batch_of(severity, views);
-  STD_TORCH_CHECK(edges >= 0, "edges must be at least 0, got ", edges);
   STD_TORCH_CHECK(s.distorted() < (1LL << 31) && s.B * s.C * s.L * s.L < (1LL << 31), "severity [B, C, L] is too large, got ",
                   shape_of(severity));
-  const bool reciprocal = is_reciprocal(decay);
-  const int64_t groups = per_sample ? s.B : 1, samples = per_sample ? 1 : s.B;
-  const int64_t pairs = samples * s.C * s.V * s.L * (s.V * s.L - 1), kept = edges < pairs ? edges : pairs, M = groups * kept;
+  const Decay kind = decay_of(decay);
+  const KeptEdges of = kept_edges(s, edges, per_sample);
+  const int64_t M = of.count();
   const OnDevice device(severity);
   const Tensor lambda = dense(severity, compute_type(severity));
   const auto [weight, index] = make_edges(M, severity);
@@ -155,12 +140,12 @@ Edges dist_dist_graph(Tensor severity, int64_t views, int64_t edges, bool per_sa
     Scratch scratch;
     GapCut<T>* cut;
     int64_t* start;
-    scratch.add(&cut, groups), scratch.add(&start, s.distorted() * 2);
+    scratch.add(&cut, of.groups), scratch.add(&start, s.distorted() * 2);
     scratch.make_on(lambda);
-    SHAMISA_RUN(dist_dist_cut<T>, groups, GraphLaunch::cut_threads, device.stream(), s, read<T>(lambda), samples, kept, cut,
-                start);
+    SHAMISA_RUN(dist_dist_cut<T>, of.groups, GraphLaunch::cut_threads, device.stream(), s, read<T>(lambda), of.samples, of.kept,
+                cut, start);
     SHAMISA_RUN(dist_dist_edges<T>, blocks_for(s.distorted(), GraphLaunch::row_threads), GraphLaunch::row_threads,
-                device.stream(), s, read<T>(lambda), cut, start, samples, kept, reciprocal, M, data<T>(w), data<int64_t>(edge));
+                device.stream(), s, read<T>(lambda), cut, start, of.samples, of.kept, kind, M, data<T>(w), data<int64_t>(edge));
     return 0;
   });
   return {weight, index};

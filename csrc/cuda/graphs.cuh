@@ -1,6 +1,7 @@
 // Merging of edges, and the graphs that follow from the metadata, on CUDA, without torch.
 #pragma once
 
+#include "../relation/batch.h"
 #include "tile.cuh"
 
 SHAMISA_BEGIN
@@ -104,62 +105,32 @@ __global__ void __launch_bounds__(GraphLaunch::threads)
 }
 
 // ---- metadata --------------------------------------------------------------------------------------------------------
-// The sizes of a batch. Nodes: B V references (b, v), then the distorted (b, v, c, l).
-struct BatchShape {
-  int64_t B, V, C, L;
-  SHAMISA_HD int64_t references() const { return B * V; }
-  SHAMISA_HD int64_t distorted() const { return B * V * C * L; }
-};
-
-// A class of views: views that are equal modulo `size`, or, with `blocks`, views of one block of that size
-struct ViewClasses {
-  int size, views;
-  bool blocks;
-
-  SHAMISA_HD int members(int v) const {
-    if (blocks) return min_of(size, views - v / size * size);
-    return (views - v % size + size - 1) / size;
-  }
-  SHAMISA_HD int rank(int v) const { return blocks ? v % size : v / size; }
-  // the n-th other view of the class of v
-  SHAMISA_HD int mate(int v, int n) const {
-    n += n >= rank(v);
-    return blocks ? v / size * size + n : v % size + size * n;
-  }
-  SHAMISA_HD int64_t pairs() const {
-    int64_t sum = 0;
-    for (int v = 0; v < views; ++v) sum += members(v) - 1;
-    return sum;
-  }
-};
-
 template <class T>
-SHAMISA_DEVICE T decayed(T gap, bool reciprocal) {
-  return reciprocal ? 1 / (1 + gap / 4) : exponential(T(-0.75) * gap);
+SHAMISA_DEVICE T decayed(T gap, Decay decay) {
+  return decay == Decay::exponential ? exponential(decay_exponent(gap)) : reciprocal_decay(gap);
 }
 
 // grid: ceil(M / threads) for M = B pairs C L; block: threads
 template <class T>
 __global__ void __launch_bounds__(GraphLaunch::threads)
     structural_edges(BatchShape s, ViewClasses classes, int64_t pairs, T* weight, int64_t* index) {
-  const int64_t e = (int64_t)blockIdx.x * GraphLaunch::threads + threadIdx.x, M = s.B * pairs * s.C * s.L;
+  const int64_t e = (int64_t)blockIdx.x * GraphLaunch::threads + threadIdx.x, images = s.images(), M = s.B * pairs * images;
   if (e >= M) return;
-  const int64_t image = e % (s.C * s.L), b = e / (s.C * s.L) / pairs;
-  int pair = (int)(e / (s.C * s.L) % pairs), v = 0;
+  const int64_t image = e % images, b = e / images / pairs;
+  int pair = (int)(e / images % pairs), v = 0;
   for (; pair >= classes.members(v) - 1; ++v) pair -= classes.members(v) - 1;
-  const int64_t first = s.references() + b * s.V * s.C * s.L + image;
   weight[e] = 1;
-  index[e] = first + v * s.C * s.L;
-  index[M + e] = first + classes.mate(v, pair) * s.C * s.L;
+  index[e] = s.node(b, v, 0, 0) + image;
+  index[M + e] = s.node(b, classes.mate(v, pair), 0, 0) + image;
 }
 
 // grid: ceil(M / threads) for M = B V C L; block: threads
 template <class T>
 __global__ void __launch_bounds__(GraphLaunch::threads)
-    ref_dist_edges(BatchShape s, const T* severity /* [B, C, L] */, bool reciprocal, T* weight, int64_t* index) {
-  const int64_t e = (int64_t)blockIdx.x * GraphLaunch::threads + threadIdx.x, M = s.distorted(), images = s.C * s.L;
+    ref_dist_edges(BatchShape s, const T* severity /* [B, C, L] */, Decay decay, T* weight, int64_t* index) {
+  const int64_t e = (int64_t)blockIdx.x * GraphLaunch::threads + threadIdx.x, M = s.distorted(), images = s.images();
   if (e >= M) return;
-  weight[e] = decayed(severity[e / (s.V * images) * images + e % images], reciprocal);
+  weight[e] = decayed(severity[e / (s.V * images) * images + e % images], decay);
   index[e] = e / images;
   index[M + e] = s.references() + e;
 }
@@ -190,7 +161,7 @@ struct BitsOf<double> {
 // A gap as a number that ascends with it. NaN comes first, so that it is kept and shows, as on the CPU
 template <class T>
 SHAMISA_DEVICE typename BitsOf<T>::type gap_key(T a, T b) {
-  const T gap = a < b ? b - a : a - b;
+  const T gap = severity_gap(a, b);
   typename BitsOf<T>::type bits;
   __builtin_memcpy(&bits, &gap, sizeof(T));
   return gap != gap ? 0 : (bits & ~typename BitsOf<T>::type(0) >> 1) + 1;
@@ -273,7 +244,7 @@ __global__ void __launch_bounds__(GraphLaunch::cut_threads, 1)
 template <class T>
 __global__ void __launch_bounds__(GraphLaunch::row_threads)
     dist_dist_edges(BatchShape s, const T* severity, const GapCut<T>* cuts, const int64_t* start, int64_t samples, int64_t kept,
-                    bool reciprocal, int64_t M, T* weight, int64_t* index) {
+                    Decay decay, int64_t M, T* weight, int64_t* index) {
   const int r = (int)blockIdx.x * GraphLaunch::row_threads + (int)threadIdx.x;
   if (r >= s.distorted()) return;
   const int C = (int)s.C, L = (int)s.L, l = r % L, c = r / L % C, v = r / L / C % (int)s.V;
@@ -288,10 +259,9 @@ __global__ void __launch_bounds__(GraphLaunch::row_threads)
       const bool tie = key == cut.key;
       if (!tie || ties < cut.ties) {
         const int64_t e = group * kept + before + min_of(ties, cut.ties);
-        const T gap = line[l] < line[other] ? line[other] - line[l] : line[l] - line[other];
-        weight[e] = decayed(gap, reciprocal);
+        weight[e] = decayed(severity_gap(line[l], line[other]), decay);
         index[e] = s.references() + r;
-        index[M + e] = s.references() + ((b * s.V + w) * s.C + c) * L + other;
+        index[M + e] = s.node(b, w, c, other);
       }
       tie ? ++ties : ++before;
     }

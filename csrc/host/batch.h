@@ -11,14 +11,9 @@
 
 #include "../distort/batch.h"
 #include "../distort/catalogue.h"
+#include "tensors.h"
 
 namespace shamisa {
-
-inline std::string shape_text(const torch::stable::Tensor& t) {
-  std::string text = "[";
-  for (int64_t d = 0; d < t.dim(); ++d) text += (d ? ", " : "") + std::to_string(t.size(d));
-  return text + "]";
-}
 
 inline DType dtype_of(torch::headeronly::ScalarType type, const char* name) {
   using torch::headeronly::ScalarType;
@@ -43,18 +38,18 @@ class BatchTensors {
                const Numbers& mean, const Numbers& std, ScalarType dtype, bool channels_last)
       : source_(source) {
     STD_TORCH_CHECK(source.dim() == 4 && source.size(1) == 3 && source.size(2) >= 1 && source.size(3) >= 1,
-                    "source must be [S, 3, H, W] with H, W >= 1, got ", shape_text(source));
-    STD_TORCH_CHECK(index.dim() == 1, "index must be [N], got ", shape_text(index));
+                    "source must be [S, 3, H, W] with H, W >= 1, got ", shape_of(source));
+    STD_TORCH_CHECK(index.dim() == 1, "index must be [N], got ", shape_of(index));
     batch_.S = source.size(0), batch_.N = index.size(0);
     STD_TORCH_CHECK(opcode.dim() == 2 && opcode.size(0) == batch_.N, "opcode must be [N, D] = [", batch_.N, ", D], got ",
-                    shape_text(opcode));
+                    shape_of(opcode));
     for (const Tensor* t : {&value, &key})
       STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == batch_.N && t->size(1) == opcode.size(1), t == &value ? "value" : "key",
-                      " must be [N, D] = ", shape_text(opcode), ", got ", shape_text(*t));
+                      " must be [N, D] = ", shape_of(opcode), ", got ", shape_of(*t));
     const int64_t H = source.size(2), W = source.size(3);
     STD_TORCH_CHECK(H <= longest_side && W <= longest_side && H * W <= most_pixels,
                     "images must have sides of at most 2^15 and at most 2^26 pixels, got ", H, " x ", W);
-    STD_TORCH_CHECK(opcode.size(1) <= 1024, "opcode must have at most 1024 stages, got ", shape_text(opcode));
+    STD_TORCH_CHECK(opcode.size(1) <= 1024, "opcode must have at most 1024 stages, got ", shape_of(opcode));
     batch_.H = (int)H, batch_.W = (int)W, batch_.D = (int)opcode.size(1);
 
     batch_.source_type = dtype_of(source.scalar_type(), "source");
@@ -107,7 +102,6 @@ inline void check_contents(const Batch& batch, bool* present) {
   for (int code = 0; code < opcode_count; ++code) {
     if (!present[code]) continue;
     const Row row = row_of(code);
-    STD_TORCH_CHECK(row.native, name_of(code), " has no compiled kernel yet: use backend=\"reference\"");
     STD_TORCH_CHECK(batch.H >= row.min_size && batch.W >= row.min_size, "images for ", name_of(code), " must be at least ",
                     row.min_size, " x ", row.min_size, " pixels, got ", batch.H, " x ", batch.W);
   }

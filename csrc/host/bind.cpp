@@ -66,7 +66,6 @@ static py::array_t<float> distort(const Floats& image, int opcode, float value, 
                           std::to_string(opcode));
   const shamisa::Row row = shamisa::row_of(opcode);
   const std::string name = shamisa::name_of(opcode);
-  if (!row.native) throw py::value_error(name + " has no compiled kernel yet");
   const int H = (int)height, W = (int)width;
   if (H < row.min_size || W < row.min_size)
     throw py::value_error("images for " + name + " must be at least " + std::to_string(row.min_size) + " x " +
@@ -99,8 +98,7 @@ static py::list catalogue() {
   for (int code = 0; code < shamisa::opcode_count; ++code) {
     const shamisa::Row row = shamisa::row_of(code);
     rows.append(py::dict(py::arg("name") = shamisa::name_of(code), py::arg("low") = row.low, py::arg("high") = row.high,
-                         py::arg("discrete") = row.discrete, py::arg("min_size") = row.min_size,
-                         py::arg("native") = row.native));
+                         py::arg("discrete") = row.discrete, py::arg("min_size") = row.min_size));
   }
   return rows;
 }
@@ -127,7 +125,7 @@ PYBIND11_MODULE(_host, m) {
         "images and what the hungriest of the distortions needs. A call takes that times the threads, and its output.");
   m.def("philox", &philox, py::arg("key"), py::arg("counter"), py::arg("level") = "",
         "The four random words at counter (element, draw, extra, domain).");
-  m.def("catalogue", &catalogue, "What the kernels know of every distortion, by op code; native: whether there is a kernel.");
+  m.def("catalogue", &catalogue, "What the kernels know of every distortion, by op code.");
   m.def("levels", &levels, "The x86-64 levels that were built and run on this machine, lowest first.");
   m.def("build_info", &build_info, "Version, commit, compiler, flags, torch and CUDA that the extension was built with.");
 }

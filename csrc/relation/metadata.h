@@ -1,58 +1,30 @@
-// The graphs that follow from (B, V, C, L) and the severities alone, edge by edge, in the order of the reference. Host code,
-// no torch, no allocation.
+// The graphs that follow from the metadata alone, edge by edge, in the order of the reference. Host code, no torch, no
+// allocation.
 #pragma once
 
-#include "../core/host_device.h"
+#include "batch.h"
 
 SHAMISA_BEGIN
 
-struct Sizes {
-  int64_t B, V, C, L;
-};
-
-// node number of a distorted image
-SHAMISA_HD int64_t distorted(const Sizes& s, int64_t b, int64_t v, int64_t c, int64_t l) {
-  return s.B * s.V + ((b * s.V + v) * s.C + c) * s.L + l;
-}
-
-// the class of a view: structural edges join different views of one class
-enum class Classes { parity, same_scale, same_reference };
-SHAMISA_HD int64_t view_class(Classes classes, int64_t v, int64_t V) {
-  const int64_t half = V / 2 > 1 ? V / 2 : 1;
-  return classes == Classes::parity ? v % 2 : classes == Classes::same_scale ? v / half : v % half;
-}
-
-// Number of ordered pairs of different views of one class; with `pairs`, writes them, [count][2].
-inline int64_t structural_pairs(Classes classes, int64_t V, int64_t* pairs) {
-  int64_t n = 0;
-  for (int64_t a = 0; a < V; ++a)
-    for (int64_t b = 0; b < V; ++b) {
-      if (a == b || view_class(classes, a, V) != view_class(classes, b, V)) continue;
-      if (pairs) pairs[2 * n] = a, pairs[2 * n + 1] = b;
-      ++n;
-    }
-  return n;
-}
-
-// i, j [B, count, C, L]
-inline void structural_edges(const Sizes& s, const int64_t* pairs, int64_t count, int64_t* i, int64_t* j) {
-  const int64_t images = s.C * s.L;
+// i, j [B, classes.pairs(), C, L]
+inline void structural_edges(const BatchShape& s, const ViewClasses& classes, int64_t* i, int64_t* j) {
   for (int64_t b = 0; b < s.B; ++b)
-    for (int64_t p = 0; p < count; ++p) {
-      const int64_t from = distorted(s, b, pairs[2 * p], 0, 0), to = distorted(s, b, pairs[2 * p + 1], 0, 0);
-      for (int64_t n = 0; n < images; ++n) *i++ = from + n, *j++ = to + n;
-    }
+    for (int v = 0; v < classes.views; ++v)
+      for (int n = 0; n < classes.members(v) - 1; ++n) {
+        const int64_t from = s.node(b, v, 0, 0), to = s.node(b, classes.mate(v, n), 0, 0);
+        for (int64_t k = 0; k < s.images(); ++k) *i++ = from + k, *j++ = to + k;
+      }
 }
 
 // decay [B, C, L], weight, i, j [B, V, C, L]
 template <class T>
-inline void ref_dist_edges(const Sizes& s, const T* decay, T* weight, int64_t* i, int64_t* j) {
-  const int64_t images = s.C * s.L;
-  for (int64_t r = 0; r < s.B * s.V; ++r)
+inline void ref_dist_edges(const BatchShape& s, const T* decay, T* weight, int64_t* i, int64_t* j) {
+  const int64_t images = s.images();
+  for (int64_t r = 0; r < s.references(); ++r)
     for (int64_t n = 0; n < images; ++n) {
       *weight++ = decay[r / s.V * images + n];
       *i++ = r;
-      *j++ = s.B * s.V + r * images + n;
+      *j++ = s.references() + r * images + n;
     }
 }
 
@@ -77,13 +49,13 @@ struct Gap {
 
 template <class T>
 SHAMISA_HD T gap_of(T a, T b) {
-  const T d = a < b ? b - a : a - b;
+  const T d = severity_gap(a, b);
   return d == d ? d : T(-1);
 }
 
 // the gaps of one sample: severity [C, L] -> gaps [C L (L + 1) / 2]
 template <class T>
-inline void sample_gaps(const T* severity, const Sizes& s, Gap<T>* gaps) {
+inline void sample_gaps(const T* severity, const BatchShape& s, Gap<T>* gaps) {
   for (int64_t c = 0; c < s.C; ++c)
     for (int64_t l = 0; l < s.L; ++l)
       for (int64_t m = l; m < s.L; ++m)
@@ -111,14 +83,14 @@ inline Kept<T> bound_gaps(const Gap<T>* gaps, int64_t count, int64_t kept) {
 
 // The kept edges of one sample in the order (i, j); weight, i and j move on. table [C, L, L] is the weight of each gap.
 template <class T>
-inline void dist_dist_edges(const Sizes& s, int64_t b, const T* severity, const T* table, Kept<T>* kept, T*& weight,
+inline void dist_dist_edges(const BatchShape& s, int64_t b, const T* severity, const T* table, Kept<T>* kept, T*& weight,
                             int64_t*& i, int64_t*& j) {
   for (int64_t v = 0; v < s.V; ++v)
     for (int64_t c = 0; c < s.C; ++c)
       for (int64_t l = 0; l < s.L; ++l) {
-        const int64_t from = distorted(s, b, v, c, l);
+        const int64_t from = s.node(b, v, c, l);
         for (int64_t u = 0; u < s.V; ++u) {
-          const int64_t to = distorted(s, b, u, c, 0);
+          const int64_t to = s.node(b, u, c, 0);
           for (int64_t m = 0; m < s.L; ++m) {
             const T gap = gap_of(severity[c * s.L + l], severity[c * s.L + m]);
             if (gap > kept->bound || to + m == from || (gap == kept->bound && kept->ties == 0)) continue;

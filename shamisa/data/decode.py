@@ -33,6 +33,7 @@ _ORIENTATION = {  # EXIF orientation -> the turn that makes the photograph uprig
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ESCAPED = {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)}  # how Python holds such bytes in a str
 _PIECE = 1 << 26  # bytes asked of the system at once
 
 
@@ -86,9 +87,11 @@ def at_least(name: str, given: int, low: int) -> int:
     return given
 
 
-def printable(path: str | bytes) -> str:
-    """A name with bytes that are not UTF-8 escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+def printable(content: object) -> str:
+    """Anything -> text that any output can encode: bytes of file names that are not UTF-8 become \\xNN."""
+    if isinstance(content, bytes):
+        return content.decode("utf-8", "backslashreplace")
+    return str(content).translate(_ESCAPED).encode("utf-8", "backslashreplace").decode()
 
 
 def read_photo(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import re
 import tarfile
@@ -15,6 +14,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from .._version import __version__
+from ..files import write_json
 from .photos import EXTENSIONS, EncodedPhotos, PhotoFiles
 from .shards import _tidy
 from .verify import MANIFEST, Record, bar_options, survey
@@ -40,7 +40,7 @@ def pack(
 
     Every photograph is decoded first. The shards hold them in the order of the source, bytes as they are, without owner
     and time, so that packing twice gives the same files. All is written into ``OUT.partial``, which takes the name OUT
-    when it is complete; a folder left by a run that was stopped is removed and made anew.
+    when it is complete and is removed where packing fails; one left by a process that was killed is made anew.
 
     Args:
         source: photographs; their names become those of the members.
@@ -65,9 +65,33 @@ def pack(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out must be a new or empty folder, got {str(out)!r}")
+    if shard_count is not None and shard_count > len(source):
+        raise ValueError(f"shard_count must be at most the {len(source)} photographs, got {shard_count}")
     partial = out.with_name(out.name + ".partial")
     _clear(partial)
+    partial.mkdir(parents=True)  # a place that cannot be written to is told before hours of decoding
+    try:
+        manifest = _fill(partial, source, names, shard_size or SHARD_SIZE, shard_count, skip_bad, workers, quiet)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except BaseException:  # Ctrl-C too
+        _clear(partial)
+        raise
+    return manifest
 
+
+def _fill(
+    partial: Path,
+    source: EncodedPhotos,
+    names: list[str],
+    shard_size: int,
+    shard_count: int | None,
+    skip_bad: bool,
+    workers: int,
+    quiet: bool,
+) -> dict:
+    """Shards and manifest into an empty folder; -> the manifest."""
     records = list(survey(source, workers, quiet))
     bad = {r.name: r.fault for r in records if r.fault is not None} | source.skipped
     good = [i for i, r in enumerate(records) if r.fault is None]
@@ -78,12 +102,11 @@ def pack(
     if not good:
         raise PackError(f"none of the {len(records)} photographs can be read")
     if shard_count is not None and shard_count > len(good):
-        raise ValueError(f"shard_count must be at most the {len(good)} photographs, got {shard_count}")
+        raise PackError(f"shard_count must be at most the {len(good)} readable photographs, got {shard_count}")
 
-    partial.mkdir(parents=True)
     shards = []
     with tqdm(total=len(good), **bar_options(quiet)) as bar:
-        for number, members in enumerate(_split(good, records, names, shard_size or SHARD_SIZE, shard_count)):
+        for number, members in enumerate(_split(good, records, names, shard_size, shard_count)):
             name = f"shard-{number:06d}.tar"
             with open(partial / name, "xb") as file:
                 digest, size = _write(file, source, members, records, names, bar)
@@ -96,13 +119,7 @@ def pack(
         "shards": shards,
         "skipped": bad,
     }
-    with open(partial / MANIFEST, "x", encoding="utf-8") as file:
-        file.write(json.dumps(manifest, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+    write_json(partial / MANIFEST, manifest)
     return manifest
 
 
@@ -131,7 +148,9 @@ def _clear(partial: Path) -> None:
     if not partial.exists():
         return
     entries = list(partial.iterdir()) if partial.is_dir() else [partial]
-    strange = [e.name for e in entries if not re.fullmatch(r"shard-\d{6,}\.tar|manifest\.json", e.name)]
+    strange = [
+        e.name for e in entries if not re.fullmatch(r"shard-\d{6,}\.tar|(manifest\.json|\.manifest\.json\.\d+)", e.name)
+    ]
     if strange:
         raise ValueError(f"{str(partial)!r} must hold nothing but shards of an unfinished run, found {strange[0]!r}")
     for entry in entries:

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..files import hash_file
 from .decode import PhotoError, decode_photo, open_photo, photo_errors, within
 from .photos import EncodedPhotos
 from .shards import PhotoShards
@@ -173,12 +174,3 @@ def check_manifests(source: PhotoShards) -> dict[str, str]:
                 faults[name] = f"has {size} bytes with SHA-256 {digest}, expected {wanted[0]}, {wanted[1]}"
         faults |= {name: "is not in the manifest" for name in sorted(names - set(listed))}
     return faults
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
