@@ -9,7 +9,9 @@ from __future__ import annotations
 import datetime
 import os
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 # what gloo, NCCL and torch say when another rank is gone; their errors have no class of their own
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset)|timed? ?out|process ?group|broken pipe", re.IGNORECASE)
+
+T = TypeVar("T")
 
 
 def launched() -> tuple[int, int] | None:
@@ -109,6 +113,28 @@ class Processes:
                 error = "; ".join(f"rank {r}: {e}" for r, e in enumerate(errors) if e)
             notes = {k: v for _, found in texts for k, v in found.items()}
         return bool(flags[0]), error, notes
+
+    def agree(self, action: Callable[[], T]) -> T:
+        """``action()`` of every process; what stops one stops all. Every process must call it.
+
+        Raises:
+            ValueError, TypeError, RuntimeError, OSError: from ``action``; of several processes ValueError on all of them,
+                with what was wrong on any.
+        """
+        if self.world_size == 1:
+            return action()
+        found, fault = None, ""
+        try:
+            found = action()
+        except (ValueError, TypeError, RuntimeError, OSError) as error:
+            fault = str(error) or repr(error)
+        try:
+            _, fault, _ = self.share(False, fault)
+        except RuntimeError as error:
+            fault = f"another process ended: {error}"
+        if fault:
+            raise ValueError(fault)
+        return found
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes of a small tensor on the device; NaN on one is NaN on all."""

@@ -120,7 +120,7 @@ def hostile(root) -> set[str]:
 def test_place_of_the_report_is_looked_at_first(tmp_path, capsys):
     command = ["data", "verify", str(tmp_path / "nothing"), "--json", str(tmp_path / "none" / "report.json")]
     assert cli.main(command) == 2
-    assert "--json must lie in an existing folder, got" in capsys.readouterr().err
+    assert "--json must be a file in an existing folder, got" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 2])
