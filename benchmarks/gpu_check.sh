@@ -5,9 +5,10 @@
 # minutes at the latest (LIMIT, seconds). Results go to $OUT (default ./out), the logs of all stages into $OUT/logs.tar.gz, so
 # that there are few files to bring home; a table of verdicts comes last.
 # --no-gpu runs what can run on a CPU. BENCHMARKS chooses benchmarks as pytest -k does (default: those of the GPU, or of
-# the CPU). PYTHON chooses the interpreter (default python3), which needs torch, torchvision, numpy, scipy, scikit-learn,
-# scikit-image, pillow, safetensors, tqdm, matplotlib, setuptools, ninja, pytest, pytest-benchmark, and hypothesis for some
-# tests; nvcc, CMake, compute-sanitizer and ncu are used where they are found.
+# the CPU), PARTS the files (default: step relations distortions probe loader). PYTHON chooses the interpreter (default
+# python3), which needs torch, torchvision, numpy, scipy, scikit-learn, scikit-image, pillow, safetensors, tqdm, matplotlib,
+# setuptools, ninja, pytest, pytest-benchmark, and hypothesis for some tests; nvcc, CMake, compute-sanitizer and ncu are used
+# where they are found.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 gpu=1 stages=()
@@ -15,7 +16,7 @@ for word in "$@"; do
   case $word in
     --no-gpu) gpu=0 ;;
     build | tests | agreement | sanitizer | ceilings | benchmarks | profile) stages+=("$word") ;;
-    *) sed -n '2,9s/^# \{0,1\}//p' "benchmarks/$(basename "$0")" >&2; exit 2 ;;
+    *) sed -n '2,11s/^# \{0,1\}//p' "benchmarks/$(basename "$0")" >&2; exit 2 ;;
   esac
 done
 [ ${#stages[@]} -gt 0 ] || stages=(build tests agreement sanitizer ceilings benchmarks)
@@ -74,7 +75,7 @@ stage_agreement() { LINES_SHOWN=50 run agreement "$python" benchmarks/agreement.
 
 stage_sanitizer() {
   command -v cmake >/dev/null || { skip "no cmake"; return; }
-  local folder=$PWD/build/gpu_check options=(-DCMAKE_BUILD_TYPE=Release) test binary tool check status
+  local folder=$PWD/build/gpu_check options=(-DCMAKE_BUILD_TYPE=Release) test binary tool check
   command -v ninja >/dev/null && options+=(-G Ninja)
   if [ "$gpu" = 0 ]; then # the same kernels under the emulator with the compiler's sanitizers
     run sanitizer-configure cmake -S . -B "$folder-cpu" "${options[@]}" -DSHAMISA_SANITIZE=ON -DSHAMISA_GPU_TESTS=OFF &&
@@ -93,30 +94,56 @@ stage_sanitizer() {
     run "$test-gpu" "$binary" || return
   done
   [ -n "$tool" ] || { skip "no compute-sanitizer (the kernels' own tests passed)"; return; }
+  # the ops of a small size whole, as torch calls them, each tensor in an allocation of its own; then the larger programs
+  for check in memcheck racecheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize "ops-$check" --kernel-regex kns=shamisa --tool "$check" \
+      "$python" -m pytest -q -p no:cacheprovider tests/test_relation_cuda.py tests/test_relation_cuda_terms.py \
+      -k "equals_reference and gpu and 65" || return
+  done
   for test in relations kernels; do
-    binary=$(find "$folder" -name "${test}_gpu" -type f | head -1)
     for check in memcheck racecheck synccheck; do
-      run "$test-$check" "$tool" --tool "$check" --error-exitcode 9 "$binary"
-      status=$?
-      if [ "$status" != 0 ] && grep -qi "not supported" "$logs/$test-$check.log"; then
-        skip "compute-sanitizer does not work on this machine (the kernels' own tests passed)"
-        return
-      fi
-      [ "$status" = 0 ] || return "$status"
+      sanitize "$test-$check" --tool "$check" "$(find "$folder" -name "${test}_gpu" -type f | head -1)" || return
     done
   done
 }
 
+sanitize() { # NAME ARGUMENTS...: under compute-sanitizer
+  local name=$1 status
+  shift
+  run "$name" "$tool" --error-exitcode 9 "$@"
+  status=$?
+  if [ "$status" != 0 ] && grep -qi "device not supported" "$logs/$name.log"; then
+    skip "compute-sanitizer does not work on this machine (the kernels' own tests passed)"
+    return
+  fi
+  return "$status"
+}
+
 stage_ceilings() { LINES_SHOWN=12 run ceilings "$python" benchmarks/ceilings.py --out "$OUT/ceilings.json"; }
 
-stage_benchmarks() {
-  local status chosen="cuda or gpu"
+stage_benchmarks() { # file after file, so that what is measured is kept when time runs out
+  local status=0 one part chosen="cuda or gpu" parts=()
   [ "$gpu" = 1 ] || chosen="not cuda and not gpu"
-  LINES_SHOWN=3 run benchmarks "$python" -m pytest benchmarks --benchmark-only -q -p no:cacheprovider \
-    -k "${BENCHMARKS:-$chosen}" --benchmark-json="$OUT/benchmarks.json"
-  status=$?
-  # a run that was cut short leaves no JSON; tables of an earlier one would mislead
-  if [ "$status" = 0 ]; then "$python" benchmarks/report.py "$OUT/benchmarks.json" >"$OUT/benchmarks.md"; fi
+  for part in ${PARTS:-step relations distortions probe loader}; do
+    rm -f "$logs/$part.json" # tables of an earlier run would mislead
+    LINES_SHOWN=3 run "benchmarks-$part" "$python" -m pytest "benchmarks/test_$part.py" --benchmark-only -q \
+      -p no:cacheprovider -k "${BENCHMARKS:-$chosen}" --benchmark-json="$logs/$part.json"
+    one=$?
+    [ "$one" = 5 ] && continue # nothing of it is for this device
+    [ "$one" = 0 ] || status=$one
+    [ -s "$logs/$part.json" ] && parts+=("$logs/$part.json")
+  done
+  [ ${#parts[@]} -gt 0 ] || { echo "no benchmark has results"; return $((status ? status : 5)); }
+  "$python" - "$OUT/benchmarks.json" "${parts[@]}" <<'PY' &&
+import json, sys
+
+whole, *others = [json.load(open(path)) for path in sys.argv[2:]]
+for other in others:
+    whole["benchmarks"] += other["benchmarks"]
+    whole["ceilings"] = other["ceilings"] | whole["ceilings"]
+json.dump(whole, open(sys.argv[1], "w"), indent=1)
+PY
+    "$python" benchmarks/report.py "$OUT/benchmarks.json" >"$OUT/benchmarks.md" || return
   return "$status"
 }
 
