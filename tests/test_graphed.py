@@ -146,15 +146,17 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch, objective):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_replayed_steps_equal_eager_ones(tmp_path):
+def test_replayed_steps_equal_eager_ones():
     totals = []
-    for cuda_graph in (False, True):
-        trainer = make(device="cuda", cuda_graph=cuda_graph, precision="float32", steps=8)
-        watch = Stopwatch(trainer.device)
-        totals.append([])
-        for _ in range(8):
-            watch.start()
-            totals[-1].append(trainer.train_step(trainer.references.batch(trainer.step)[0], watch)["loss"]["total"])
+    # sums of convolutions in one order: a rounding may change which edges a graph keeps, and that shows
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
+        for cuda_graph in (False, True):
+            trainer = make(device="cuda", cuda_graph=cuda_graph, precision="float32", steps=8)
+            watch = Stopwatch(trainer.device)
+            totals.append([])
+            for _ in range(8):
+                watch.start()
+                totals[-1].append(trainer.train_step(trainer.references.batch(trainer.step)[0], watch)["loss"]["total"])
     assert_close(totals[1], totals[0], rtol=1e-3, atol=1e-4)
 
 
