@@ -217,7 +217,7 @@ def run(given: argparse.Namespace) -> int:
         "regressor": scorer.regressor.about,
         "coef_hash": hashlib.sha256(scorer.regressor.coef.numpy().tobytes()).hexdigest(),
         "score": "0..1, higher is better",
-        "raw": describe_scale(*scorer.regressor.scale),
+        "raw": describe_scale(**scorer.regressor.scale),
     }
     table = Table(out, meta, given.resume)
     todo = [p for p in paths if printable(p) not in table.done]
