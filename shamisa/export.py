@@ -92,7 +92,12 @@ def _run_onnx(path: Path) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: tuple(map(torch.from_numpy, session.run(["score", "raw"], {"images": images.numpy()})))
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        score, raw = session.run(["score", "raw"], {"images": images.numpy()})
+        return torch.from_numpy(score), torch.from_numpy(raw)
+
+    return run
 
 
 def _write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: dict) -> None:

@@ -92,8 +92,8 @@ def load_scorer(
     workers: int = 2,
 ) -> Scorer:
     """A scorer from a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
-    fitted, device = Regressor.load(regressor), choose_device(device)  # before the encoder, which takes longer
-    return Scorer(open_encoder(checkpoint), fitted, device=device, batch=batch, workers=workers)
+    fitted, chosen = Regressor.load(regressor), choose_device(device)  # before the encoder, which takes longer
+    return Scorer(open_encoder(checkpoint), fitted, device=chosen, batch=batch, workers=workers)
 
 
 # ---- files in --------------------------------------------------------------------------------------------------------
