@@ -95,7 +95,7 @@ def run_cross(given: argparse.Namespace) -> dict:
             "protocol": probe.describe_protocol(given)
             | {
                 "scores": "0..1 by the ends of each set's scale, higher is better",
-                "strength": "of 100 from 1e-3 to 1e3, by the mean SRCC on the val parts of the set's splits",
+                "strength": f"{ridge.STRENGTHS}, by the mean SRCC on the val parts of the set's splits",
                 "off the diagonal": "trained on the whole set, tested on the whole other set",
                 "diagonal": "median over the splits of the set, tested on their test parts",
             },
@@ -103,7 +103,7 @@ def run_cross(given: argparse.Namespace) -> dict:
                 name: {
                     "labels": s.labels.name,
                     "images": len(s.labels),
-                    "scale": {"low": s.labels.low, "high": s.labels.high, "lower_better": s.labels.lower_better},
+                    "scale": s.labels.scale,
                     "splits": [{"origin": p.origin, "hash": p.hash(s.labels)} for p in chosen[name]],
                 }
                 for name, s in sources.items()

@@ -64,7 +64,7 @@ def about(net: QualityNet, encoder_hash: str) -> dict:
         "shamisa": __version__,
         "input": "images uint8 [n, 3, height, width], RGB",
         "score": "[n] in 0..1, higher is better",
-        "raw": f"[n] on {describe_scale(*net.regressor().scale)}",
+        "raw": f"[n] on {describe_scale(**net.regressor().scale)}",
         "crop": net.crop,
         "encoder_hash": encoder_hash,
         "regressor": net.about,
@@ -93,7 +93,12 @@ def _run_onnx(path: Path) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: tuple(map(torch.from_numpy, session.run(["score", "raw"], {"images": images.numpy()})))
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        score, raw = session.run(["score", "raw"], {"images": images.numpy()})
+        return torch.from_numpy(score), torch.from_numpy(raw)
+
+    return run
 
 
 def _write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: dict) -> None:
@@ -139,7 +144,6 @@ def difference(run: Callable[[Tensor], tuple[Tensor, Tensor]], net: QualityNet) 
     """Largest difference of a program from the net, on the scale 0..1 but not clipped, over sizes below, at and above the
     crop, even and odd, and batches of 1 and 3."""
     crop, found = net.crop, []
-    low, high, _ = net.regressor().scale
     generator = torch.Generator().manual_seed(0)
     for n, height, width in (
         (1, 33, crop - 1),
@@ -156,7 +160,7 @@ def difference(run: Callable[[Tensor], tuple[Tensor, Tensor]], net: QualityNet) 
         score, raw = run(images)
         if score.shape != expected_score.shape or raw.shape != expected_raw.shape:
             raise RuntimeError(f"the program must give [{n}] and [{n}], got {list(score.shape)} and {list(raw.shape)}")
-        apart = (raw - expected_raw).abs() / (high - low)
+        apart = (raw - expected_raw).abs() / (net.about["high"] - net.about["low"])
         found += [(score - expected_score).abs(), apart]
     return torch.cat(found).max().item()  # NaN where there is one
 

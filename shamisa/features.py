@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from .data.decode import at_least
 from .data.photos import MAX_PIXELS, PhotoError, read_photo
 from .engine import normalize
 from .files import hash_file
@@ -140,8 +141,7 @@ class Extractor:
         cache: str | os.PathLike | None = None,
     ) -> None:
         for name, given in (("crop", crop), ("batch", batch), ("workers", workers)):
-            if not isinstance(given, int) or given < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {given!r}")
+            at_least(name, given, 1)
         self.device = torch.device(device)
         self.encoder = encoder.eval().to(self.device)
         self.crop, self.batch, self.workers = crop, batch, workers

@@ -44,7 +44,7 @@ class QualityModel(
         super().__init__(network, Regressor(zeros[:-1], zeros[-1], about), batch=batch, autocast=autocast)
 
     @classmethod
-    def of(cls, checkpoint: str, regressor: str | os.PathLike, **options) -> QualityModel:
+    def of(cls, checkpoint: str | os.PathLike, regressor: str | os.PathLike, **options) -> QualityModel:
         """From a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
         net = load_quality_net(checkpoint, regressor)
         model = cls(encoder=net.encoder.name, about=net.about, **options)

@@ -15,6 +15,9 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
+SCALE = ("low", "high", "lower_better")  # what the scale of some scores is
+QUALITY = "(score - low) / (high - low), one minus that if lower_better, clipped to 0..1: higher is better"
+
 Scores = TypeVar("Scores", np.ndarray, Tensor)
 
 PARTS = ("train", "val", "test")
@@ -57,7 +60,12 @@ class Labels:
 
     def quality(self) -> np.ndarray:
         """Scores on the common scale, [n] float64, see ``to_quality``."""
-        return to_quality(self.score, self.low, self.high, self.lower_better)
+        return to_quality(self.score, **self.scale)
+
+    @property
+    def scale(self) -> dict:
+        """low, high and lower_better, as result files and regressors keep them."""
+        return {k: getattr(self, k) for k in SCALE}
 
 
 def to_quality(score: Scores, low: float, high: float, lower_better: bool) -> Scores:

@@ -7,6 +7,7 @@ metric.compute()  # scalar in 0..1, higher is better
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import torch
@@ -56,8 +57,8 @@ class SHAMISA(Metric):
 
     def __init__(
         self,
-        checkpoint: str,
-        regressor: str,
+        checkpoint: str | os.PathLike,
+        regressor: str | os.PathLike,
         reduction: Literal["mean", "sum", "none"] = "mean",
         normalize: bool = True,
         autocast: bool = False,

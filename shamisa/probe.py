@@ -26,7 +26,7 @@ from . import iqa_sets, ridge, runs, splits
 from .cli import guard
 from .data.decode import printable
 from .features import CROPS, SCALES, Extractor, Features, extract, extract_difference
-from .labels import LabelError, Labels, find_files, find_references, read_csv
+from .labels import QUALITY, LabelError, Labels, find_files, find_references, read_csv
 from .models import Encoder
 from .parallel import choose_device
 from .protocol import finite, group_table, median, median_groups, probe_split, table, without
@@ -215,7 +215,7 @@ def describe_protocol(given: argparse.Namespace) -> dict:
     return {
         "features": f"{CROPS} crops (corners, centre) of {given.crop} px x {SCALES} scales (full, half), concatenated per crop; {kind}",
         "regressor": "ridge per crop, predictions averaged over crops",
-        "strength": "of 100 from 1e-3 to 1e3, by SRCC on val",
+        "strength": f"{ridge.STRENGTHS}, by SRCC on val",
         "plcc": "raw; plcc_logistic after a 4-parameter logistic fitted on test",
     }
 
@@ -301,10 +301,8 @@ def run(given: argparse.Namespace) -> dict:
         "labels": labels.name,
         "split": chosen[0].origin,
         "split_hash": hashes[0],
-        "low": labels.low,
-        "high": labels.high,
-        "lower_better": labels.lower_better,
-        "quality": "(score - low) / (high - low), one minus that if lower_better, clipped to 0..1: higher is better",
+        **labels.scale,
+        "quality": QUALITY,
         "test": finite({k: v for k, v in first.numbers.items() if k not in ("groups", "val_srccs")}),
     }
     results = finite(
@@ -313,7 +311,7 @@ def run(given: argparse.Namespace) -> dict:
             "labels": labels.name,
             "images": len(labels),
             "unreadable": [{"file": labels.files[i], "reason": e.reason} for i, e in features.failed.items()],
-            "scale": {"low": labels.low, "high": labels.high, "lower_better": labels.lower_better},
+            "scale": labels.scale,
             "full_reference": given.full_reference,
             "protocol": describe_protocol(given),
             "splits": [{"origin": s.origin, "hash": h} for s, h in zip(chosen, hashes, strict=True)],

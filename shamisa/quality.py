@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 
 from .crops import ten_crops
+from .data.decode import at_least
 from .engine import IMAGENET_MEAN, IMAGENET_STD
 from .features import by_crop, views
 from .ridge import Regressor
@@ -54,16 +57,19 @@ class QualityNet(nn.Module):
         autocast: the encoder runs in the lower precision that ``torch.autocast`` chooses for its device.
     """
 
+    coef: Tensor  # [2F] float64
+    intercept: Tensor  # [] float64
+    mean: Tensor  # [3, 1, 1] float32
+    std: Tensor  # [3, 1, 1] float32
+
     def __init__(self, encoder: nn.Module, regressor: Regressor, *, batch: int = 8, autocast: bool = False) -> None:
         super().__init__()
-        if not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
         self.encoder = encoder
         # what is exported or published names no path of this machine
         self.about = {k: v for k, v in regressor.about.items() if k != "checkpoint"}
-        self.crop, self.batch, self.autocast = regressor.about["crop"], batch, autocast
-        self.register_buffer("coef", regressor.coef.clone())  # [2F] float64
-        self.register_buffer("intercept", regressor.intercept.clone())  # [] float64
+        self.crop, self.batch, self.autocast = regressor.about["crop"], at_least("batch", batch, 1), autocast
+        self.register_buffer("coef", regressor.coef.clone())
+        self.register_buffer("intercept", regressor.intercept.clone())
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
@@ -110,7 +116,12 @@ class QualityNet(nn.Module):
 
 
 def load_quality_net(
-    checkpoint: str, regressor: str, *, device: str = "cpu", batch: int = 8, autocast: bool = False
+    checkpoint: str | os.PathLike,
+    regressor: str | os.PathLike,
+    *,
+    device: str = "cpu",
+    batch: int = 8,
+    autocast: bool = False,
 ) -> QualityNet:
     """The module of a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
     from .score import load_scorer

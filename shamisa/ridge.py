@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .labels import to_quality
+from .files import write_bytes, write_json
+from .labels import SCALE, to_quality
 from .metrics import srcc_columns
 
 ALPHAS = np.logspace(-3, 3, 100)  # strengths tried by ``select``
+STRENGTHS = f"of {len(ALPHAS)} from {ALPHAS[0]:g} to {ALPHAS[-1]:g}"  # in words
 _CHUNK = 4096  # rows turned to float64 at a time
 _BLOCK = 512  # columns of the Gram matrix at a time
 _FORMAT = 1  # of a regressor's file
@@ -155,7 +157,7 @@ class Regressor:
     intercept: Tensor  # [] float64
     about: dict  # JSON values: at least the keys of ``REQUIRED``
 
-    REQUIRED = ("encoder", "encoder_hash", "crop", "low", "high", "lower_better")
+    REQUIRED = ("encoder", "encoder_hash", "crop", *SCALE)
 
     def predict(self, X: Tensor) -> Tensor:
         """Features [n, F] or [n, K, F] -> scores [n] float64 on the scale of the training labels, averaged over crops."""
@@ -170,27 +172,23 @@ class Regressor:
 
     def quality(self, score: Tensor) -> Tensor:
         """Scores on the training scale -> [0, 1], higher is better: linear from the ends of the scale, clipped."""
-        return to_quality(score, *self.scale).clamp(0, 1)
+        return to_quality(score, **self.scale).clamp(0, 1)
 
     @property
-    def scale(self) -> tuple[float, float, bool]:
-        """low, high, lower_better of the training scores."""
-        return self.about["low"], self.about["high"], self.about["lower_better"]
+    def scale(self) -> dict:
+        """low, high and lower_better of the training labels."""
+        return {k: self.about[k] for k in SCALE}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a .safetensors file (``about`` in its header) and, for readers, the same JSON beside it, each at once."""
         from safetensors.torch import save
-
-        from .runs import write_json
 
         path = Path(path)
         about = {"format": _FORMAT, **self.about}
         content = save(
             {"coef": self.coef.contiguous(), "intercept": self.intercept.reshape(1)}, {"shamisa": json.dumps(about)}
         )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_bytes(path, content)
         write_json(path.with_suffix(".json"), about)
 
     @classmethod

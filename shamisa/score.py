@@ -93,8 +93,8 @@ def load_scorer(
     workers: int = 2,
 ) -> Scorer:
     """A scorer from a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
-    fitted, device = Regressor.load(regressor), choose_device(device)  # before the encoder, which takes longer
-    return Scorer(open_encoder(checkpoint), fitted, device=device, batch=batch, workers=workers)
+    fitted, chosen = Regressor.load(regressor), choose_device(device)  # before the encoder, which takes longer
+    return Scorer(open_encoder(checkpoint), fitted, device=chosen, batch=batch, workers=workers)
 
 
 # ---- files in --------------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def run(given: argparse.Namespace) -> int:
         "regressor": scorer.regressor.about,
         "coef_hash": hashlib.sha256(scorer.regressor.coef.numpy().tobytes()).hexdigest(),
         "score": "0..1, higher is better",
-        "raw": describe_scale(*scorer.regressor.scale),
+        "raw": describe_scale(**scorer.regressor.scale),
     }
     table = Table(out, meta, given.resume)
     todo = [p for p in paths if printable(p) not in table.done]

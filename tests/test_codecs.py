@@ -12,8 +12,9 @@ import pytest
 import torch
 from skimage.data import astronaut, chelsea, coffee, hubble_deep_field
 from skimage.metrics import structural_similarity
+from test_distort import COMPILED
 
-from shamisa import distort, ops
+from shamisa import distort
 from shamisa.reference import jpeg2000 as j2k
 from shamisa.reference.jpeg import jpeg
 from shamisa.reference.jpeg2000 import jpeg2000
@@ -192,18 +193,12 @@ def test_log_gamma_table_does_not_depend_on_libm():
 
 # ---- Both
 
-DEVICES = [
-    device
-    for device, present in (("cpu", True), ("cuda", torch.cuda.is_available()))
-    if present and ops.has_kernel("distort", device)
-]
-
 
 def compiled(name: str, images: torch.Tensor, value: torch.Tensor, device: str) -> torch.Tensor:
     return distort(images.to(device), name, value=value.to(device, torch.float32), backend="native").cpu()
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", COMPILED)
 @pytest.mark.parametrize("size", [*SMALL_SIZES, (129, 128), (130, 200), (224, 224), (300, 131)])
 def test_compiled_codecs_equal_the_reference(size, device):
     """Bit for bit, on photographs and on noise, with tag trees of several levels in the largest size."""
@@ -219,7 +214,7 @@ def test_compiled_codecs_equal_the_reference(size, device):
             exact(compiled(name, images, value, device), codec(images, value))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", COMPILED)
 def test_compiled_jpeg_equals_libjpeg_at_every_quality(device):
     images, quality = photos(100, 75, 101), torch.arange(1, 101)
     exact(compiled("jpeg", images, quality, device), pillow_jpeg(images, quality))

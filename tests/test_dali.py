@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_data import HOSTILE, KINDS, gradient, write_folder
+from test_decode import HOSTILE, KINDS, gradient
+from test_photos import write_folder
 from torch.testing import assert_close
 
 from shamisa.data import EmbeddedPhotos, PhotoFolder, PhotoShards, References, make_references

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_data import HOSTILE, gradient, write_folder
+from test_decode import HOSTILE, gradient
+from test_photos import write_folder
 from torch.testing import assert_close
 
 import shamisa

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from test_train import TINY, flags, metrics
 from torch import nn
 from torch.testing import assert_close
@@ -23,7 +22,6 @@ from torch.testing import assert_close
 from shamisa import config as configuration
 from shamisa import runs, train
 from shamisa.config import Config
-from shamisa.data import dead_leaves
 from shamisa.models import Learner
 from shamisa.parallel import Processes, SharedBatchNorm, choose_device
 from shamisa.relations import RelationOptions
@@ -36,15 +34,6 @@ ONE_BATCH = {"gather": True, "sync_bn": True}  # the processes are to be as one
 # just as between two memory layouts of one process.
 LR = 1e-3
 LIMIT = 120  # seconds that a test waits for the processes
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """A folder of five small photographs."""
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(5):
-        Image.fromarray(dead_leaves(i, 72).permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
-    return folder
 
 
 def free_port() -> int:

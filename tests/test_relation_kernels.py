@@ -125,6 +125,21 @@ def test_native_dist_dist_keeps_nan():
         assert_close((weight, index), reference.dist_dist_graph(*arguments), equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        ("ref_dist_graph", (4, "linear"), "decay must be exponential or reciprocal, got linear"),
+        ("dist_dist_graph", (4, 50, True, "linear"), "decay must be exponential or reciprocal, got linear"),
+        ("dist_dist_graph", (4, -1, True, "reciprocal"), "edges must be at least 0, got -1"),
+        ("structural_graph", (4, "other"), "classes must be parity, same_scale or same_reference, got other"),
+        ("ref_ref_graph", (0,), "views must be in 1..32767, got 0"),
+    ],
+)
+def test_native_metadata_arguments_are_checked(name, arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        getattr(OPS, name)(torch.zeros(1, 2, 3), *arguments)
+
+
 @pytest.mark.parametrize("nodes, M", [(1, 3), (64, 500), (65, 500), (3000, 20000)])
 def test_native_merge_equals_reference(nodes, M):
     """Sums in the order of the input: bit for bit; rows without edges, loops and edges i > j among them."""

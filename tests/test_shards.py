@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_data import HOSTILE, gradient, write_folder
+from test_decode import HOSTILE, gradient
+from test_photos import write_folder
 from torch.testing import assert_close
 
 from shamisa.data import PhotoError, PhotoFolder, PhotoList, PhotoShards, References, open_photos, read_photo

@@ -18,7 +18,6 @@ from PIL import Image
 from shamisa import config as configuration
 from shamisa import embeddings, runs, train
 from shamisa.config import DEMO, PAPER, Config
-from shamisa.data import dead_leaves
 from shamisa.models import Encoder
 from shamisa.trainer import TERMS
 
@@ -42,15 +41,6 @@ TINY = {
     "threads": 1,
     "device": "cpu",
 }
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """A folder of five small photographs."""
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(5):
-        Image.fromarray(dead_leaves(i, 72).permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
-    return folder
 
 
 def tiny(photos, **fields) -> Config:

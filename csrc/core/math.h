@@ -59,8 +59,6 @@ SHAMISA_HD double square_root(double x) {
 #endif
 }
 
-SHAMISA_HD float absolute(float x) { return float_of_bits(bits_of_float(x) & 0x7fffffffu); }
-
 // nearest integer, ties to even, |x| < 2^22: the addition leaves no bits for a fraction
 SHAMISA_HD float round_even(float x) {
   const float magic = 12582912.f;  // 1.5 * 2^23
