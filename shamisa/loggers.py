@@ -95,7 +95,7 @@ class Wandb:
         except wandb.Error as error:  # no key, a wrong one, no network, no right to write there
             raise ValueError(
                 f"wandb = {config.wandb!r} must be a project that can be written to, got: {_one_line(error)}; "
-                "`wandb login` stores a key, WANDB_MODE=offline keeps the records on this machine"
+                "WANDB_MODE=offline keeps the records on this machine"
             ) from None
         runs.write_json(file, {"project": config.wandb, "id": identity})
 

@@ -100,7 +100,10 @@ class Run:
     def create(cls, path: Path, header: dict) -> Run:
         """Make the folder; ``header`` (JSON values) becomes config.json and the first line of metrics.jsonl."""
         cls.check_new(path)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"out must be a folder that can be made, got {path}: {error.strerror}") from None
         run = cls(path)
         run.claim()
         run.set_status("running", 0)
@@ -166,7 +169,10 @@ class Run:
 
     def status(self) -> dict:
         """The content of run.json."""
-        return read_json(self.path / "run.json")
+        found = read_json(self.path / "run.json")
+        if found.get("status") not in STATUSES or not isinstance(found.get("step"), int):
+            raise RunError(f"{self.path / 'run.json'} must have a status and a step, got {found}")
+        return found
 
     def set_status(self, status: str, step: int, message: str = "") -> None:
         """Write run.json: status, number of steps done, and why it ended."""
@@ -176,6 +182,8 @@ class Run:
     def truncate_metrics(self, step: int) -> None:
         """Drop the records from step ``step`` on, which the checkpoint does not have, and a torn last line."""
         kept = []
+        if not self.metrics.is_file():
+            raise RunError(f"{self.path} must be a run folder with metrics.jsonl, got " + _contents(self.path))
         for line in self.metrics.read_text().splitlines(keepends=True):
             try:
                 record = json.loads(line)

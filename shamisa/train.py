@@ -36,8 +36,12 @@ def read_config(preset: str | None, resume: Path | None, given: dict, world: int
     """The configuration of a new run of a preset, or of the run ``resume`` that goes on, with the given fields."""
     if resume is None:
         return configuration.resolve(preset or "demo", given)
-    record = runs.read_json(runs.Run.open(resume).path / "config.json")
-    saved = configuration.from_record(record.get("config"))
+    file = runs.Run.open(resume).path / "config.json"
+    record = runs.read_json(file)
+    try:
+        saved = configuration.from_record(record.get("config"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from None
     return configuration.resume(saved, given, world, record.get("processes", 1))
 
 

@@ -273,7 +273,7 @@ def test_what_can_be_known_is_told_before_photographs_are_read(tmp_path, monkeyp
     monkeypatch.setattr(PhotoFolder, "_read", None)  # must not be reached
     with pytest.raises(ValueError, match="shard_count must be at most the 3 photographs, got 4"):
         pack(source, tmp_path / "out", shard_count=4)
-    with pytest.raises(OSError, match="photo_0.png"):
+    with pytest.raises(ValueError, match="out must be a folder that can be made, got '.*photo_0.png/out': Not a dir"):
         pack(source, tmp_path / "photos" / "photo_0.png" / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
 

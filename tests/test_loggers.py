@@ -88,7 +88,7 @@ def test_wandb_that_refuses_leaves_nothing(tmp_path, monkeypatch, capsys):
     stopped = tmp_path / "stopped"
     assert train.main([*words, "--steps", "2", "--out", str(stopped)]) == 0
     monkeypatch.setattr(wandb, "init", refuse)
-    expected = "wandb = 'p' must be a project that can be written to, got: error 401: not logged in; `wandb login`"
+    expected = "wandb = 'p' must be a project that can be written to, got: error 401: not logged in; WANDB_MODE=offline"
     assert train.main([*words, "--wandb", "p", "--out", str(tmp_path / "run")]) == 2
     assert expected in capsys.readouterr().err and not (tmp_path / "run").exists()
     (tmp_path / "empty").mkdir()
