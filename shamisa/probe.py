@@ -71,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m shamisa.probe",
+        usage="%(prog)s --checkpoint RUN (--labels CSV | --dataset NAME | --cross SET=DIR SET=DIR ...) [options]",
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
