@@ -335,10 +335,8 @@ def headline(result: dict) -> str:
                 rows.append([words, number(ms(ours)), beside, number(ms(other)), times(other, ours)])
     title = f"On {m['gpu'] or m['cpu']}, one CPU thread, medians, ms:"
     lost, every = len(losses(result)), len(comparisons(result))
-    slower = (
-        f"Ours is the slower one in {lost} of {every} comparisons on one thread, listed under [Speed](#speed). The "
-    )
-    slower += "reference is written to be read, not to be fast."
+    slower = f"Ours is the slower one in {lost} of {every} comparisons on one thread, listed under [Speed](#speed)."
+    slower += " The reference is written to be read, not to be fast."
     return f"{title}\n\n{table(('', 'ours', 'beside it', 'its time', 'ratio'), rows)}\n\n{slower}"
 
 
