@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .crops import ten_crops
+from .crops import CROPS, SCALES, ten_crops, views
 from .engine import IMAGENET_MEAN, IMAGENET_STD
-from .features import CROPS, SCALES, views
 from .ridge import Regressor
 
 _SLACK = (
@@ -98,9 +97,9 @@ class QualityNet(nn.Module):
 
     def crops(self, images: Tensor) -> Tensor:
         """Images uint8 [N, 3, H, W] -> crops uint8 [N, 2, 5, 3, crop, crop]."""
-        if images.is_cpu and not torch.compiler.is_compiling():
-            return torch.stack([views(i, self.crop) for i in images])  # the same pixels, sooner
-        return ten_crops(images, self.crop)
+        if torch.compiler.is_compiling():
+            return ten_crops(images, self.crop)
+        return torch.stack([views(i, self.crop) for i in images])  # the same pixels, sooner
 
     def forward(self, images: Tensor, normalized: bool = False) -> Tensor:
         """Images [N, 3, H, W], uint8 or floating 0..1 (or normalised), any device -> scores [N] float32; no gradient."""
