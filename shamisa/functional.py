@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import ops  # noqa: F401  registers torch.ops.shamisa
-from .reference.relations import view_classes
+from .reference.relations import structural_pairs
 
 CLASSES = ("parity", "same_scale", "same_reference")
 DECAYS = ("exponential", "reciprocal")
@@ -180,14 +180,19 @@ def transport_graph(
     _check_choice("select", select, ("global", "row"))
     _check_count("edges", edges, 0)
     _check_count("rows of logits", len(logits), 2)
-    log_p = _log_softmax(logits, temperature)
-    weight, index, _ = torch.ops.shamisa.transport_graph(log_p, edges, select == "row", diagonal)
-    return RelationGraph(weight, index, len(logits))
+    return graph_of_assignments(log_assignments(logits, temperature), edges, select, diagonal)
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+def log_assignments(logits: Tensor, temperature: float) -> Tensor:
+    """log p [N, K], p = softmax(logits / temperature): what transport_graph and transport_alignment have in common."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return (logits.to(dtype) / temperature).log_softmax(1)
+
+
+def graph_of_assignments(log_p: Tensor, edges: int, select: str, diagonal: bool) -> RelationGraph:
+    """transport_graph from log p [N, K]; nothing is checked."""
+    weight, index, _ = torch.ops.shamisa.transport_graph(log_p, edges, select == "row", diagonal)
+    return RelationGraph(weight, index, len(log_p))
 
 
 def transport_alignment(
@@ -213,18 +218,27 @@ def transport_alignment(
         )
     if codes.device != logits.device:
         raise ValueError(f"codes must be on {logits.device} like logits, got {codes.device}")
-    log_p = _log_softmax(logits, temperature)
-    total = (codes * log_p).mean()
-    B, C, L = severity.shape
-    q, lp = (x[B * views :].view(B, views, C * L, -1) for x in (codes, log_p))
-    of = view_classes(views, classes)
-    groups = [[v for v in range(views) if of[v] == c] for c in sorted(set(of))]
-    count = B * C * L * sum(len(g) * (len(g) - 1) for g in groups)
-    if count == 0:
-        return total
-    # The sum over ordered pairs of a class is (sum of q) . (sum of log p) less the diagonal.
-    own = sum((q[:, g].sum(1) * lp[:, g].sum(1)).sum() for g in groups) - (q * lp).sum()
-    return total + own / (count * logits.shape[1])
+    return alignment_of_assignments(log_assignments(logits, temperature), codes, severity.shape, views, classes)
+
+
+def alignment_of_assignments(
+    log_p: Tensor, codes: Tensor, sizes: tuple[int, int, int], views: int, classes: str
+) -> Tensor:
+    """transport_alignment from log p [N, K], with sizes = (B, C, L); nothing is checked."""
+    B, C, L = sizes
+    groups = {  # the views of each class
+        "parity": [slice(0, None, 2), slice(1, None, 2)],
+        "same_scale": [slice(views // 2), slice(views // 2, None)],
+        "same_reference": [slice(v, None, views // 2) for v in range(views // 2)],
+    }[classes]
+    count = B * C * L * len(structural_pairs(views, classes))
+    codes = codes.to(log_p.dtype).contiguous()
+    slope = codes / codes.numel()  # the alignment is linear in log p
+    if count:  # the sum over ordered pairs of a class is (sum of codes) . (sum of log p) less the diagonal
+        q, to = (x[B * views :].view(B, views, C * L, -1) for x in (codes, slope))
+        for g in groups:
+            to[:, g].add_(q[:, g].sum(1, keepdim=True) - q[:, g], alpha=1 / (count * codes.shape[1]))
+    return (slope * log_p).sum()
 
 
 def merge_graphs(graphs: list[RelationGraph], scales: list[Tensor | float] | None = None) -> RelationGraph:
