@@ -181,14 +181,19 @@ def transport_graph(
     _check_choice("select", select, ("global", "row"))
     _check_count("edges", edges, 0)
     _check_count("rows of logits", len(logits), 2)
-    log_p = _log_softmax(logits, temperature)
-    weight, index, _ = torch.ops.shamisa.transport_graph(log_p, edges, select == "row", diagonal)
-    return RelationGraph(weight, index, len(logits))
+    return graph_of_assignments(log_assignments(logits, temperature), edges, select, diagonal)
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+def log_assignments(logits: Tensor, temperature: float) -> Tensor:
+    """log p [N, K], p = softmax(logits / temperature): what transport_graph and transport_alignment have in common."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return (logits.to(dtype) / temperature).log_softmax(1)
+
+
+def graph_of_assignments(log_p: Tensor, edges: int, select: str, diagonal: bool) -> RelationGraph:
+    """transport_graph from log p [N, K]; nothing is checked."""
+    weight, index, _ = torch.ops.shamisa.transport_graph(log_p, edges, select == "row", diagonal)
+    return RelationGraph(weight, index, len(log_p))
 
 
 def transport_alignment(
@@ -214,20 +219,26 @@ def transport_alignment(
         )
     if codes.device != logits.device:
         raise ValueError(f"codes must be on {logits.device} like logits, got {codes.device}")
-    log_p = _log_softmax(logits, temperature)
-    total = (codes * log_p).mean()
-    B, C, L = severity.shape
-    q, lp = (x[B * views :].view(B, views, C * L, -1) for x in (codes, log_p))
+    return alignment_of_assignments(log_assignments(logits, temperature), codes, severity.shape, views, classes)
+
+
+def alignment_of_assignments(
+    log_p: Tensor, codes: Tensor, sizes: tuple[int, int, int], views: int, classes: str
+) -> Tensor:
+    """transport_alignment from log p [N, K], with sizes = (B, C, L); nothing is checked."""
+    B, C, L = sizes
     of = view_classes(views, classes)
-    groups = [[v for v in range(views) if of[v] == c] for c in sorted(set(of))]
-    count = B * C * L * sum(len(g) * (len(g) - 1) for g in groups)
-    if count == 0:
-        return total
-    # The sum over ordered pairs of a class is (sum of q) . (sum of log p) less the diagonal.
+    members = [[v for v in range(views) if of[v] == c] for c in sorted(set(of))]
+    count = B * C * L * sum(len(g) * (len(g) - 1) for g in members)
     # a class is every step-th view from its first: a list of views would be copied to a GPU, which waits for it
-    views_of = [slice(g[0], g[-1] + 1, g[1] - g[0] if len(g) > 1 else 1) for g in groups]
-    own = sum((q[:, g].sum(1) * lp[:, g].sum(1)).sum() for g in views_of) - (q * lp).sum()
-    return total + own / (count * logits.shape[1])
+    groups = [slice(g[0], g[-1] + 1, g[1] - g[0] if len(g) > 1 else 1) for g in members]
+    codes = codes.to(log_p.dtype).contiguous()
+    slope = codes / codes.numel()  # the alignment is linear in log p
+    if count:  # the sum over ordered pairs of a class is (sum of codes) . (sum of log p) less the diagonal
+        q, to = (x[B * views :].view(B, views, C * L, -1) for x in (codes, slope))
+        for g in groups:
+            to[:, g].add_(q[:, g].sum(1, keepdim=True) - q[:, g], alpha=1 / (count * codes.shape[1]))
+    return (slope * log_p).sum()
 
 
 def merge_graphs(graphs: list[RelationGraph], scales: list[Tensor | float] | None = None) -> RelationGraph:

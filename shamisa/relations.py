@@ -179,17 +179,20 @@ class RelationLoss(nn.Module):
         views, dtype = z_ref.shape[1], torch.float64 if h.dtype == torch.float64 else torch.float32
 
         logits = SF.transport_logits(h, self.anchors.weight)  # [N, K]
-        graphs, stats = self._graphs(severity.to(dtype), h, logits, views)
-        mixture = self._mixture(stats)
-        scales = [mixture[GRAPHS.index(name)] * COEFFICIENTS[name] for name in graphs]
+        log_p = SF.log_assignments(logits, o.temperature)  # [N, K]
+        graphs, entries = self._graphs(severity.to(dtype), h, log_p, views)
+        mixture = self._mixture(graphs, entries)
+        scales = [
+            share * COEFFICIENTS[name] for name, share in zip(GRAPHS, mixture.unbind(), strict=True) if name in graphs
+        ]
         graph = SF.merge_graphs(list(graphs.values()), scales)
 
         pair = SF.pair_cost(z, graph)
         transport = torch.zeros_like(pair)
         if o.alignment:
             codes = SF.transport_codes(logits, temperature=o.code_temperature, rounds=o.rounds)
-            transport = (-0.5 * o.alignment_weight) * SF.transport_alignment(
-                logits, codes, severity, views, classes=o.structural, temperature=o.temperature
+            transport = (-0.5 * o.alignment_weight) * SF.alignment_of_assignments(
+                log_p, codes, severity.shape, views, o.structural
             )
         regularizer = torch.zeros_like(pair)
         if o.regularizer != "off":
@@ -197,9 +200,9 @@ class RelationLoss(nn.Module):
             regularizer = (-o.regularizer_weight / share) * graph.weight.square().sum()
         invariance = 2 * (pair + transport + regularizer)
 
-        halves = self._halves(z_ref, z_dist)
-        variance = sum(SF.variance(x) for x in halves) / 2
-        covariance = sum(SF.covariance(x) for x in halves)
+        one, two = self._halves(z, len(severity), views)
+        variance = (SF.variance(one) + SF.variance(two)) / 2
+        covariance = SF.covariance(one) + SF.covariance(two)
         total = o.variance_weight * variance + o.invariance_weight * invariance + o.covariance_weight * covariance
         graph = RelationGraph(graph.weight.detach(), graph.index, graph.nodes)
         return RelationOutput(
@@ -207,9 +210,9 @@ class RelationLoss(nn.Module):
         )
 
     def _graphs(
-        self, severity: Tensor, h: Tensor, logits: Tensor, views: int
-    ) -> tuple[dict[str, RelationGraph], Tensor]:
-        """The graphs that are on, and the aggregator's input [12]: number and coefficient times sum of the entries."""
+        self, severity: Tensor, h: Tensor, log_p: Tensor, views: int
+    ) -> tuple[dict[str, RelationGraph], dict[str, Tensor]]:
+        """The graphs that are on, and how many entries each has."""
         o = self.options
         make = {
             "structural": lambda: SF.structural_graph(severity, views, classes=o.structural),
@@ -218,58 +221,67 @@ class RelationLoss(nn.Module):
             "dist_dist": lambda: SF.dist_dist_graph(
                 severity, views, edges=o.dist_dist_edges, cap=o.dist_dist_cap, decay=o.decay
             ),
-            "transport": lambda: SF.transport_graph(
-                logits,
-                temperature=o.temperature,
-                edges=o.transport_edges,
-                select=o.transport_select,
-                diagonal=o.transport_diagonal,
+            "transport": lambda: SF.graph_of_assignments(
+                log_p, o.transport_edges, o.transport_select, o.transport_diagonal
             ),
         }
-        graphs, stats = {}, []
+        graphs, entries = {}, {}
         for name in GRAPHS:
             if name not in o.graphs:
-                entries = total = severity.new_zeros(())
-            elif name == "knn":
-                graphs[name], entries, total = self._neighbors(h)
-            else:
-                graph = make[name]()
-                if o.binary:
-                    graph.weight = torch.ones_like(graph.weight)
-                graphs[name], entries, total = graph, severity.new_full((), graph.weight.numel()), graph.weight.sum()
-            stats += [entries.to(severity.dtype), COEFFICIENTS[name] * total]
-        return graphs, torch.stack(stats)
+                continue
+            if name == "knn":
+                graphs[name], entries[name] = self._neighbors(h)
+                continue
+            graphs[name] = make[name]()
+            if o.binary:
+                graphs[name].weight = torch.ones_like(graphs[name].weight)
+            entries[name] = severity.new_full((), graphs[name].weight.numel())
+        return graphs, entries
 
-    def _neighbors(self, h: Tensor) -> tuple[RelationGraph, Tensor, Tensor]:
-        """Neighbour matrix plus its transpose as edges i < j, with the entries and the sum of the whole matrix."""
+    def _neighbors(self, h: Tensor) -> tuple[RelationGraph, Tensor]:
+        """Neighbour matrix plus its transpose as edges i < j: each stands for two of the matrix. And its entries."""
         distance, neighbor, mutual = SF.nearest_neighbors(h, self.options.neighbors)
-        i = torch.arange(len(h), device=h.device)[:, None].expand_as(neighbor)
-        index = torch.stack([torch.minimum(i, neighbor).flatten(), torch.maximum(i, neighbor).flatten()])
+        i = torch.arange(len(h), device=h.device)[:, None]
+        index = torch.stack([torch.minimum(i, neighbor), torch.maximum(i, neighbor)]).flatten(1)
         # A mutual pair stands here twice, once from each side: two halves make the one of a binary graph.
         weight = torch.where(mutual, 0.5, 1.0).to(distance.dtype) if self.options.binary else 1 / (1 + distance)
-        return RelationGraph(weight.flatten(), index, len(h)), 2 * mutual.numel() - mutual.sum(), 2 * weight.sum()
+        return RelationGraph(weight.flatten(), index, len(h)), (2 * mutual.numel() - mutual.sum()).to(distance.dtype)
 
-    def _mixture(self, stats: Tensor) -> Tensor:
-        """Weights of the graphs [6], which sum to 1 over those that are on."""
-        o = self.options
-        if o.aggregation == "equal":
-            scores = torch.zeros_like(stats[: len(GRAPHS)])
-        else:
-            scores = self.aggregator(stats.to(self.aggregator[0].weight.dtype)).to(stats.dtype)
-        scores = torch.stack([s if g in o.graphs else s - torch.inf for g, s in zip(GRAPHS, scores, strict=True)])
-        mixture = scores.softmax(0)
-        return mixture if o.aggregation == "trained" else mixture.detach()
+    def _mixture(self, graphs: dict[str, RelationGraph], entries: dict[str, Tensor]) -> Tensor:
+        """Weights of the graphs [6], which sum to 1 over those that are on.
 
-    def _halves(self, z_ref: Tensor, z_dist: Tensor) -> tuple[Tensor, Tensor]:
-        """The two groups of rows for variance and covariance, each [n, E]."""
-        if self.options.halves == "scale":
-            half = z_ref.shape[1] // 2
-            parts = [(z_ref[:, s].flatten(0, 1), z_dist[:, s].flatten(0, 3)) for s in (slice(half), slice(half, None))]
-        else:
-            ref, dist = z_ref.flatten(0, 1), z_dist.flatten(0, 3)
-            r, d = len(ref) // 2, len(dist) // 2
-            parts = [(ref[:r], dist[:d]), (ref[r:], dist[d:])]
-        return torch.cat(parts[0]), torch.cat(parts[1])
+        The aggregator sees [12], for each graph the number of its entries and the sum of their weights times the
+        coefficient.
+        """
+        o, some = self.options, next(iter(graphs.values())).weight
+        with torch.set_grad_enabled(torch.is_grad_enabled() and o.aggregation == "trained"):
+            if o.aggregation == "equal":
+                scores = some.new_zeros(len(GRAPHS))
+            else:
+                stats = []
+                for name in GRAPHS:
+                    if name in graphs:  # an edge of knn stands for two entries
+                        factor = COEFFICIENTS[name] * (2 if name == "knn" else 1)
+                        stats += [entries[name], factor * graphs[name].weight.sum()]
+                    else:
+                        stats += [some.new_zeros(())] * 2
+                stats = torch.stack(stats)
+                scores = self.aggregator(stats.to(self.aggregator[0].weight.dtype)).to(stats.dtype)
+            if len(graphs) < len(GRAPHS):
+                pairs = zip(GRAPHS, scores, strict=True)
+                scores = torch.stack([score if name in graphs else score - torch.inf for name, score in pairs])
+            return scores.softmax(0)
+
+    def _halves(self, z: Tensor, B: int, V: int) -> tuple[Tensor, Tensor]:
+        """The two groups of rows of z [N, E] for variance and covariance, each [n, E]."""
+        R, N, E = B * V, *z.shape
+        if self.options.halves == "scale":  # views 0 .. V / 2 and the rest
+            ref, dist = (x.view(B, 2, -1, E) for x in z.split([R, N - R]))
+            one, two = torch.cat([ref, dist], 2).unbind(1)
+            return one.flatten(0, 1), two.flatten(0, 1)
+        r, d = R // 2, (N - R) // 2
+        parts = z.split([r, R - r, d, N - R - d])
+        return torch.cat(parts[::2]), torch.cat(parts[1::2])
 
     def _check(self, z_ref: Tensor, z_dist: Tensor, h_ref: Tensor, h_dist: Tensor, plan) -> None:
         if not hasattr(plan, "severity") or not hasattr(plan, "varying"):

@@ -206,6 +206,41 @@ def test_native_equals_reference(N, F, kind, dtype):
                 assert_close(a, e, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def doubtful(kind, N, F):
+    """float32 rows whose neighbours products in float32 cannot tell.
+
+    clusters: three, tight and far from each other, with one row each that is alone. outliers: rows so far out that the mean
+    of all is far from the others. scales: distances from a far point of any size. equally far: all from row 0, and more of
+    them than are kept as candidates, within the rounding of a sum.
+    """
+    g = torch.Generator().manual_seed(N)
+    x = torch.randn(N, F, generator=g, dtype=torch.float64)
+    if kind == "clusters":
+        x = x[torch.arange(N) % 3] + 1e-4 * x * (1 + (torch.arange(N) < 6))[:, None]
+    elif kind == "outliers":
+        x[:: N // 4] *= 1e5
+    elif kind == "scales":
+        x = 10 + 10 ** (-5 * torch.rand(N, 1, generator=g, dtype=torch.float64)) * x
+    else:
+        x = x / x.norm(dim=1, keepdim=True)
+        x[0] = 0
+    return x.float()
+
+
+@pytest.mark.parametrize("N, F", [(120, 40), (500, 130)])
+@pytest.mark.parametrize("kind", ["clusters", "outliers", "scales", "equally far"])
+def test_native_neighbors_where_products_leave_doubt(kind, N, F):
+    """The same neighbours as from differences in float64, ties in float32 to the smaller row."""
+    h = doubtful(kind, N, F)
+    x = h.double()
+    squared = torch.stack([(x - row).square().sum(1) for row in x]).fill_diagonal_(torch.inf)
+    neighbor = squared.float().sort(dim=1, stable=True).indices[:, :31]
+    actual = OPS.knn_graph(h, 31)
+    assert_close(actual[1], neighbor)
+    assert_close(actual[0].double(), squared.gather(1, neighbor).sqrt(), rtol=1e-5, atol=0)
+    assert_close(actual[2], (neighbor[neighbor] == torch.arange(N)[:, None, None]).any(-1))
+
+
 def alike(leaves):
     """Rows of h that repeat others, in all samples, and a whole sample equal to the first."""
     h_ref, h_dist = leaves[2:]

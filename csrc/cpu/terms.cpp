@@ -187,14 +187,8 @@ std::tuple<Tensor, Tensor> transport_logits(Tensor h, Tensor anchors) {
   with_type(type, [&](auto t) {
     using T = decltype(t);
     parallel(units(N, unit_rows), unit_rows * F * Kp, [&](int64_t a, int64_t b) {
-      std::vector<double> own(unit_rows * F), block(unit_rows * Kp), u(unit_rows * K), length(unit_rows);
-      for (int64_t i = a * unit_rows; i < N && i < b * unit_rows; i += unit_rows) {
-        const int64_t rows = N - i < unit_rows ? N - i : unit_rows;
-        std::copy_n(read<T>(x) + i * F, rows * F, own.data());
-        wide.logits_forward(own.data(), read<double>(packed), rows, F, K, 0, 1, block.data(), u.data(), length.data());
-        std::copy_n(u.data(), rows * K, data<T>(logits) + i * K);
-        std::copy_n(length.data(), rows, data<T>(norm) + i);
-      }
+      std::vector<double> block(unit_rows * Kp);
+      typed<T>().logits_forward(read<T>(x), read<double>(packed), N, F, K, a, b, block.data(), data<T>(logits), data<T>(norm));
     });
     return 0;
   });

@@ -17,8 +17,8 @@ struct TypedTermKernels {
   void (*covariance_rows)(const T* a, const T* packed, const T* y, const T* diagonal, T scale, int64_t E, int64_t D,
                           int64_t first, int64_t last, T* block, T* out);
   void (*pack_anchors)(const T* anchors, int64_t K, int64_t F, T* packed);
-  void (*logits_forward)(const T* h, const T* packed, int64_t N, int64_t F, int64_t K, int64_t first, int64_t last, T* block,
-                         T* logits, T* norm);
+  void (*logits_forward)(const T* h, const double* packed, int64_t N, int64_t F, int64_t K, int64_t first, int64_t last,
+                         double* block, T* logits, T* norm);
   void (*logits_slopes)(const T* grad, const T* logits, const T* norm, int64_t K, int64_t first, int64_t last, T* g, T* along);
   void (*logits_backward)(const T* h, const T* anchors, const T* g, const T* along, int64_t N, int64_t F, int64_t K,
                           int64_t unit, T* scratch, T* dh, T* dw);

@@ -11,7 +11,8 @@ constexpr int neighbor_margin = 5;              // candidates beyond k: more tha
 constexpr int segment_rows = 24;                // rows of scores are shared out in multiples of this (of tile_rows)
 constexpr int block_rows = 96;                  // rows whose products are made together
 constexpr int list_lanes = 16;                  // lists of candidates are multiples of this
-constexpr int center_rows = 128;                // rows whose mean is taken off all
+constexpr int center_rows = 128;                // rows whose trimmed mean is taken off all
+constexpr int center_groups = 8;                // they come in so many groups
 constexpr int64_t transport_nodes = 1LL << 16;  // positions i N + j fit in 32 bits
 
 // a row number as wide as T, so that vectors of both have as many lanes
@@ -37,6 +38,7 @@ struct Neighbors {
   T* norm;            // [N], |h - center|^2
   T* key;             // [N, stride], squared distances, ascending; the first is less than all
   RowOf<T>* row;      // [N, stride]; N while free
+  uint8_t* doubt;     // [N], whether the choice of neighbours is in doubt: set by neighbors_finish
 
   T* keys(int64_t i) const { return key + i * stride + 1; }
   RowOf<T>* rows(int64_t i) const { return row + i * stride + 1; }
@@ -102,6 +104,8 @@ struct TypedRelationKernels {
   void (*neighbors_begin)(const Neighbors<T>&, int64_t first, int64_t last);
   void (*neighbors_pair)(const Neighbors<T>&, int64_t block_a, int64_t block_b, T* scratch);
   void (*neighbors_finish)(const Neighbors<T>&, int64_t first, int64_t last, T* distance, int64_t* neighbor, double* exact);
+  void (*distances)(const Neighbors<T>&, int64_t i, int64_t first, int64_t last, T* squared);
+  void (*neighbors_row)(const Neighbors<T>&, int64_t i, const T* squared, T* distance, int64_t* neighbor, double* exact);
   void (*laplacian)(const T* x, int64_t N, int64_t D, Incidence<T>, int64_t column, int64_t width, int64_t columns, T* strip,
                     T* out);
   void (*pair_squared)(const T* z, int64_t D, const int64_t* i, const int64_t* j, int64_t first, int64_t last, T* squared);

@@ -4,8 +4,9 @@
 //    each row keeps its k + margin best. Rounds of disjoint pairs of blocks can run in parallel. x is h less a common center:
 //    distances stay, but the products, and with them the rounding, shrink to the spread of the rows.
 // 2. Where that cannot be shown to be exact enough, those few are measured again by their differences, and in double where
-//    two are close: that decides the order (then the smaller row). A row for which even the choice is in doubt (a tight
-//    cluster far from the center) is measured against all others.
+//    two are close: that decides the order (then the smaller row).
+// 3. A row for which even the choice is in doubt (a tight cluster far from the center) is measured against all others. The
+//    rows around it that are in doubt too are a problem of their own, steps 1 and 2 with this row as the center.
 #pragma once
 
 #include "arguments.h"
@@ -17,17 +18,47 @@ SHAMISA_BEGIN
 // summed from differences stays well below. Two that are closer than 2.5 of them do not tell their order.
 constexpr double of_product = 1.5e-5, of_difference = 4e-6;
 
-// center [F], columns [first, last): the mean of a few rows; any center is right, only better or worse
+// A float product of two rows is wrong by at most (depth_step + stretches) u |x_i| |x_j|, u = 2^-24, because it is summed in
+// stretches of depth_step columns; norms, center and the subtractions add at most 6 u (|x_i|^2 + |x_j|^2). Of their sum:
+inline double wrong_share(int64_t F) { return (double)(depth_step + (F + depth_step - 1) / depth_step + 6) / (1 << 24); }
+
+// center [F], columns [first, last): the mean of a few rows in groups, without the groups of the smallest and the largest
+// means, so that a few rows far out do not move it; any center is right, only better or worse
 template <class T>
 inline void neighbors_center(const Neighbors<T>& g, int64_t first, int64_t last) {
-  const int64_t step = (g.N + center_rows - 1) / center_rows;
-  for (int64_t d = first; d < last; ++d) g.center[d] = 0;
-  for (int64_t i = 0; i < g.N; i += step)
-    for (int64_t d = first; d < last; ++d) g.center[d] += g.h[i * g.F + d];
-  const T share = T(1) / (T)((g.N + step - 1) / step);
-  for (int64_t d = first; d < last; ++d) {
-    const T mean = g.center[d] * share;
-    g.center[d] = mean - mean == 0 ? mean : T(0);  // a row that is not finite spoils itself only
+  constexpr int width = 64, G = center_groups;
+  const int64_t step = (g.N + center_rows - 1) / center_rows, rows = (g.N + step - 1) / step;
+  const int groups = (int)(rows < G ? rows : G), left_out = groups / 4;
+  for (int64_t d0 = first; d0 < last; d0 += width) {
+    const int columns = (int)(last - d0 < width ? last - d0 : width);
+    T mean[G][width];
+    for (int u = 0; u < G; ++u)
+      for (int c = 0; c < width; ++c) mean[u][c] = 0;
+    for (int64_t n = 0; n < rows; ++n) {
+      const T* x = g.h + n * step * g.F + d0;
+      T* sum = mean[n % groups];
+      for (int c = 0; c < columns; ++c) sum[c] += x[c];
+    }
+    for (int u = 0; u < groups; ++u) {
+      const T share = T(1) / (T)((rows - u + groups - 1) / groups);
+      for (int c = 0; c < width; ++c) {
+        const T m = mean[u][c] * share;
+        mean[u][c] = m - m == 0 ? m : T(0);  // a row that is not finite spoils itself only
+      }
+    }
+    for (int pass = 0; pass < groups; ++pass)  // sorts the groups of each column
+      for (int u = pass % 2; u + 1 < groups; u += 2)
+        for (int c = 0; c < width; ++c) {
+          const T a = mean[u][c], b = mean[u + 1][c];
+          mean[u][c] = a < b ? a : b;
+          mean[u + 1][c] = a < b ? b : a;
+        }
+    const T share = T(1) / (T)(groups - 2 * left_out);
+    for (int c = 0; c < columns; ++c) {
+      T sum = 0;
+      for (int u = left_out; u < groups - left_out; ++u) sum += mean[u][c] * share;
+      g.center[d0 + c] = sum;
+    }
   }
 }
 
@@ -103,25 +134,31 @@ inline void neighbors_pair(const Neighbors<T>& g, int64_t block_a, int64_t block
   const int na = (int)(g.N - a0 < block_rows ? g.N - a0 : block_rows);
   const int nb = (int)(g.N - b0 < block_rows ? g.N - b0 : block_rows);
   const int rows = (na + tile_rows<T> - 1) / tile_rows<T> * tile_rows<T>;
-  constexpr int per = block_rows / panel_rows<T>;
-  static_assert(block_rows % panel_rows<T> == 0 && block_rows % 8 == 0, "a block is whole panels, and whole words of bytes");
-  const int64_t panels = panels_of<T>(g.N), first = block_b * per;
-  product_block<T>(g.packed, a0, rows, g.packed, first, first + per < panels ? first + per : panels, g.F, dot, block_rows);
+  constexpr int P = panel_rows<T>, per = block_rows / P;
+  static_assert(block_rows % P == 0 && block_rows % 8 == 0, "a block is whole panels, and whole words of bytes");
+  const int64_t panels = panels_of<T>(g.N), first = block_b * per, last = first + per < panels ? first + per : panels;
   const bool same = block_a == block_b;
+  if (same)  // what lies left of the panels of the diagonal is the same pairs again
+    for (int r = 0; r < rows; r += P)
+      product_block<T>(g.packed, a0 + r, rows - r < P ? rows - r : P, g.packed, first + r / P, last, g.F,
+                       dot + r * block_rows + r, block_rows);
+  else
+    product_block<T>(g.packed, a0, rows, g.packed, first, last, g.F, dot, block_rows);
   T norm[block_rows], bound[block_rows];  // of B; what is not there compares as false
   for (int c = 0; c < block_rows; ++c) {
     norm[c] = c < nb ? g.norm[b0 + c] : (T)__builtin_nan("");
-    bound[c] = c < nb && !same ? g.keys(b0 + c)[g.candidates - 1] : -(T)__builtin_inf();
+    bound[c] = c < nb ? g.keys(b0 + c)[g.candidates - 1] : -(T)__builtin_inf();
   }
   for (int r = 0; r < na; ++r) {     // row r of A offers itself to B and is offered B
     T* line = dot + r * block_rows;  // distances in place of products
     const T own = g.norm[a0 + r];
-    for (int c = 0; c < block_rows; ++c) line[c] = own + norm[c] - 2 * line[c];
-    if (same) line[r] = (T)__builtin_nan("");
+    const int begin = same ? r / 8 * 8 : 0;
+    for (int c = begin; c < block_rows; ++c) line[c] = own + norm[c] - 2 * line[c];
+    for (int c = begin; same && c <= r; ++c) line[c] = (T)__builtin_nan("");
     T limit = g.keys(a0 + r)[g.candidates - 1];
     uint8_t hit[block_rows];
-    for (int c = 0; c < block_rows; ++c) hit[c] = (line[c] <= limit) | (line[c] <= bound[c]);
-    for (int c = 0; c < block_rows; c += 8) {  // few are hit: eight at a time
+    for (int c = begin; c < block_rows; ++c) hit[c] = (line[c] <= limit) | (line[c] <= bound[c]);
+    for (int c = begin; c < block_rows; c += 8) {  // few are hit: eight at a time
       uint64_t word;
       __builtin_memcpy(&word, hit + c, 8);
       if (word == 0) continue;
@@ -162,15 +199,23 @@ inline void measure_close(int n, double share, double* squared, I* rows, Measure
   if (any) sort_candidates(n, squared, rows);
 }
 
-// rows [first, last): distance [N, k] and neighbor [N, k], nearest first. A row without enough finite distances is filled up
-// with (NaN, N - 1). squared [candidates] is scratch.
+template <class T>
+inline void write_row(const Neighbors<T>& g, int64_t i, int n, const double* squared, T* distance, int64_t* neighbor) {
+  for (int c = 0; c < g.k; ++c) {
+    neighbor[i * g.k + c] = c < n ? g.rows(i)[c] : g.N - 1;
+    distance[i * g.k + c] = (T)(c < n ? __builtin_sqrt(squared[c]) : __builtin_nan(""));
+  }
+}
+
+// Rows [first, last): distance [N, k] and neighbor [N, k], nearest first. A row without enough finite distances is filled up
+// with (NaN, N - 1). squared [candidates] is scratch. Where doubt is set, nothing is written.
 //
-// A float product of two rows is wrong by at most (depth_step + stretches) u |x_i| |x_j|, u = 2^-24, because it is summed in
-// stretches of depth_step columns; norms, center and the subtractions add at most 6 u (|x_i|^2 + |x_j|^2).
+// The choice is in doubt when a row j that is no candidate could be nearer than the k-th, its product being so wrong. Its key
+// is at least that of the last candidate; and j is no farther out than norms say: |x_j| <= |x_i| + the k-th distance.
 template <class T>
 inline void neighbors_finish(const Neighbors<T>& g, int64_t first, int64_t last, T* distance, int64_t* neighbor,
                              double* squared) {
-  const double wrong = (double)(depth_step + (g.F + depth_step - 1) / depth_step + 6) / (1 << 24);
+  const double wrong = wrong_share(g.F);
   double most = 0;  // the largest norm
   for (int64_t i = 0; i < g.N; ++i) most = (double)g.norm[i] > most ? (double)g.norm[i] : most;
   for (int64_t i = first; i < last; ++i) {
@@ -180,32 +225,60 @@ inline void neighbors_finish(const Neighbors<T>& g, int64_t first, int64_t last,
     const auto plain = [&](int64_t j) { return (double)squared_distance<T>(own, g.h + j * g.F, g.F); };
     const auto exact = [&](int64_t j) { return exact_squared_distance(own, g.h + j * g.F, g.F); };
     int n = 0;
-    for (; n < g.candidates && rows[n] < g.N; ++n) {
-      const bool enough = of_product * (double)keys[n] > wrong * ((double)g.norm[i] + (double)g.norm[rows[n]]);
-      squared[n] = sizeof(T) < 8 && enough ? (double)keys[n] : plain(rows[n]);
+    while (n < g.candidates && rows[n] < g.N) ++n;
+    const bool others = sizeof(T) < 8 && n == g.candidates && n < g.N - 1;  // rows that are no candidates
+    const double norm = (double)g.norm[i];
+    const auto doubtful = [&](double kth) {
+      const double reach = __builtin_sqrt(norm) + __builtin_sqrt(kth > 0 ? kth : 0), far = reach * reach * (1 + 1e-5);
+      return (double)keys[g.candidates - 1] - wrong * (norm + (far < most ? far : most)) <= kth;
+    };
+    // Do not measure all candidates where that is in vain. (Rows equal to this one tie.)
+    g.doubt[i] = others && doubtful((double)keys[g.k - 1]) && plain(rows[g.k - 1]) > 0;
+    if (g.doubt[i]) continue;
+    for (int c = 0; c < n; ++c) {
+      const bool enough = of_product * (double)keys[c] > wrong * (norm + (double)g.norm[rows[c]]);
+      squared[c] = sizeof(T) < 8 && enough ? (double)keys[c] : plain(rows[c]);
     }
     sort_candidates(n, squared, rows);
     if (sizeof(T) < 8) {  // right but for the order of those that are as good as equal
       measure_close(n, 2.5 * of_product, squared, rows, plain);
       measure_close(n, 2.5 * of_difference, squared, rows, exact);
     }
-    // Could a row that is no candidate be nearer than the k-th, its product being so wrong? (Rows equal to this one tie.)
-    const double least = (double)keys[g.candidates - 1] - wrong * ((double)g.norm[i] + most);
-    if (sizeof(T) < 8 && n == g.candidates && n < g.N - 1 && squared[g.k - 1] > 0 && least <= squared[g.k - 1]) {
-      T limit = clear_list(g, i);
-      for (int64_t j = 0; j < g.N; ++j) {
-        const T key = j == i ? (T)__builtin_nan("") : (T)plain(j);
-        if (key <= limit) limit = offer<T>(g, i, key, (RowOf<T>)j);
-      }
-      for (n = 0; n < g.candidates && rows[n] < g.N; ++n) squared[n] = (double)keys[n];
-      sort_candidates(n, squared, rows);
-      measure_close(n, 2.5 * of_difference, squared, rows, exact);
-    }
-    for (int c = 0; c < g.k; ++c) {
-      neighbor[i * g.k + c] = c < n ? rows[c] : g.N - 1;
-      distance[i * g.k + c] = (T)(c < n ? __builtin_sqrt(squared[c]) : __builtin_nan(""));
+    g.doubt[i] = others && squared[g.k - 1] > 0 && doubtful(squared[g.k - 1] * (1 + of_product));
+    if (!g.doubt[i]) write_row(g, i, n, squared, distance, neighbor);
+  }
+}
+
+// squared [N], rows [first, last): measured from row i, NaN for itself
+template <class T>
+inline void distances(const Neighbors<T>& g, int64_t i, int64_t first, int64_t last, T* squared) {
+  for (int64_t j = first; j < last; ++j)
+    squared[j] = j == i ? (T)__builtin_nan("") : squared_distance<T>(g.h + i * g.F, g.h + j * g.F, g.F);
+}
+
+// Row i of distance and neighbor from all its distances, squared. More rows than there are candidates can be as good as
+// equally far as the k-th: then all that may be among the k are measured in double.
+template <class T>
+inline void neighbors_row(const Neighbors<T>& g, int64_t i, const T* squared, T* distance, int64_t* neighbor, double* exact) {
+  const auto measure = [&](int64_t j) { return exact_squared_distance(g.h + i * g.F, g.h + j * g.F, g.F); };
+  T limit = clear_list(g, i);
+  for (int64_t j = 0; j < g.N; ++j)
+    if (squared[j] <= limit) limit = offer<T>(g, i, squared[j], (RowOf<T>)j);
+  RowOf<T>* rows = g.rows(i);
+  const T* keys = g.keys(i);
+  const double farthest = (double)keys[g.k - 1] * (1 + 2.5 * of_difference);
+  if ((double)keys[g.candidates - 1] <= farthest && farthest > 0) {
+    limit = clear_list(g, i);
+    for (int64_t j = 0; j < g.N; ++j) {
+      if (!((double)squared[j] <= farthest)) continue;
+      const T key = (T)measure(j);
+      if (key <= limit) limit = offer<T>(g, i, key, (RowOf<T>)j);
     }
   }
+  int n = 0;
+  for (; n < g.candidates && rows[n] < g.N; ++n) exact[n] = (double)keys[n];
+  measure_close(n, 2.5 * of_difference, exact, rows, measure);
+  write_row(g, i, n, exact, distance, neighbor);
 }
 
 // where row i stands among the neighbours of its neighbour c: a place in [N, k], or -1

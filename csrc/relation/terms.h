@@ -13,9 +13,9 @@ constexpr int unit_columns = 128;  // columns worked on together: a multiple of 
 constexpr int product_depth = 96;  // columns of two panels that fit in the first cache
 constexpr int product_rows = 96;   // rows of a left factor that fit in the second
 
-// out[r][0 .. U vectors) += sum over D steps of a[r] b[0 .. U vectors), for R rows
-template <class T, int R, int U>
-inline void outer_tile(const T* a, int64_t a_step, int64_t a_row, const T* b, int64_t b_step, int64_t D, T* out,
+// out[r][0 .. U vectors) += sum over D steps of a[r] b[0 .. U vectors), for R rows; a may be narrower than T
+template <class T, int R, int U, class A>
+inline void outer_tile(const A* a, int64_t a_step, int64_t a_row, const T* b, int64_t b_step, int64_t D, T* out,
                        int64_t out_row) {
   using S = Wide<T>;
   typename S::V sum[R][U];
@@ -30,7 +30,7 @@ inline void outer_tile(const T* a, int64_t a_step, int64_t a_row, const T* b, in
     for (int u = 0; u < U; ++u) right[u] = S::load(b + u * S::width);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const typename S::V left = S::fill(a[r * a_row]);
+      const typename S::V left = S::fill((T)a[r * a_row]);
 #pragma GCC unroll 3
       for (int u = 0; u < U; ++u) sum[r][u] = multiply_add(left, right[u], sum[r][u]);
     }
@@ -42,8 +42,8 @@ inline void outer_tile(const T* a, int64_t a_step, int64_t a_row, const T* b, in
 }
 
 // the same for any number of rows
-template <class T, int U>
-inline void outer_rows(int64_t rows, const T* a, int64_t a_step, int64_t a_row, const T* b, int64_t b_step, int64_t D, T* out,
+template <class T, int U, class A>
+inline void outer_rows(int64_t rows, const A* a, int64_t a_step, int64_t a_row, const T* b, int64_t b_step, int64_t D, T* out,
                        int64_t out_row) {
   const int64_t fours = rows / 4 * 4;
   for (int64_t r = 0; r < fours; r += 4)
@@ -53,40 +53,67 @@ inline void outer_rows(int64_t rows, const T* a, int64_t a_step, int64_t a_row, 
 }
 
 // ---- moments of columns ----------------------------------------------------------------------------------------------
-// x [n, E], columns of the units [first, last) -> mean [E], and square [E], the sum of squared differences from it
+constexpr int sample_rows = 32;  // rows whose mean is the middle
+
+// sum and squared += x - middle and its square over the rows r0, r0 + step, .. below r1, for `parts` vectors of columns
+template <int parts, class T>
+inline void add_moments(const T* x, int64_t E, int64_t r0, int64_t r1, int64_t step, const T* middle, T* sum, T* squared) {
+  using S = Wide<T>;
+  constexpr int W = S::width;
+  typename S::V center[parts], one[parts], two[parts];
+#pragma GCC unroll 4
+  for (int u = 0; u < parts; ++u)
+    center[u] = S::load(middle + u * W), one[u] = S::load(sum + u * W), two[u] = S::load(squared + u * W);
+  for (int64_t r = r0; r < r1; r += step) {
+#pragma GCC unroll 4
+    for (int u = 0; u < parts; ++u) {
+      const typename S::V d = S::load(x + r * E + u * W) - center[u];
+      one[u] += d;
+      two[u] += d * d;
+    }
+  }
+#pragma GCC unroll 4
+  for (int u = 0; u < parts; ++u) S::store(sum + u * W, one[u]), S::store(squared + u * W, two[u]);
+}
+template <class T>
+inline void add_moments(const T* x, int64_t E, int width, int64_t r0, int64_t r1, int64_t step, const T* middle, T* sum,
+                        T* squared) {
+  constexpr int W = Wide<T>::width;
+  int c = 0;
+  for (; c + 4 * W <= width; c += 4 * W) add_moments<4>(x + c, E, r0, r1, step, middle + c, sum + c, squared + c);
+  for (; c + W <= width; c += W) add_moments<1>(x + c, E, r0, r1, step, middle + c, sum + c, squared + c);
+  for (; c < width; ++c)
+    for (int64_t r = r0; r < r1; r += step) {
+      const T d = x[r * E + c] - middle[c];
+      sum[c] += d;
+      squared[c] += d * d;
+    }
+}
+
+// x [n, E], columns of the units [first, last) -> mean [E], and square [E], the sum of squared differences from it.
+//
+// The differences are taken from the mean of a few rows, the middle, and corrected by what that was off. It is off by at most
+// sqrt(n / sample_rows) standard deviations (of rows spread over all, as a rule by few per cent of one), so that the correction
+// takes at most a share n / (n + sample_rows) away.
 template <class T>
 inline void column_moments(const T* x, int64_t n, int64_t E, int64_t first, int64_t last, T* mean, double* square) {
+  const int64_t step = (n + sample_rows - 1) / sample_rows, sampled = (n + step - 1) / step;
   for (int64_t unit = first; unit < last; ++unit) {
     const int64_t c0 = unit * unit_columns;
     const int width = (int)(E - c0 < unit_columns ? E - c0 : unit_columns);
     double total[unit_columns], total_square[unit_columns];
     T sum[unit_columns], squared[unit_columns], middle[unit_columns];
-    for (int c = 0; c < width; ++c) total[c] = total_square[c] = 0, middle[c] = 0;
-    for (int pass = 0; pass < 2; ++pass) {  // the second about the mean of the first, and corrected by what that was off
-      for (int64_t r0 = 0; r0 < n; r0 += unit_rows) {
-        for (int c = 0; c < width; ++c) sum[c] = squared[c] = 0;
-        for (int64_t r = r0; r < n && r < r0 + unit_rows; ++r) {
-          const T* row = x + r * E + c0;
-          if (pass == 0)
-            for (int c = 0; c < width; ++c) sum[c] += row[c];
-          else
-            for (int c = 0; c < width; ++c) {
-              const T d = row[c] - middle[c];
-              sum[c] += d;
-              squared[c] += d * d;
-            }
-        }
-        for (int c = 0; c < width; ++c) total[c] += (double)sum[c], total_square[c] += (double)squared[c];
-      }
-      for (int c = 0; c < width; ++c) {
-        if (pass == 0) {
-          middle[c] = (T)(total[c] / (double)n);
-          total[c] = total_square[c] = 0;
-        } else {
-          mean[c0 + c] = (T)((double)middle[c] + total[c] / (double)n);
-          square[c0 + c] = total_square[c] - total[c] * total[c] / (double)n;
-        }
-      }
+    for (int c = 0; c < unit_columns; ++c) total[c] = total_square[c] = 0, middle[c] = sum[c] = squared[c] = 0;
+    add_moments<T>(x + c0, E, width, 0, n, step, middle, sum, squared);
+    for (int c = 0; c < width; ++c) middle[c] = (T)((double)sum[c] / (double)sampled);
+    for (int64_t r0 = 0; r0 < n; r0 += unit_rows) {
+      for (int c = 0; c < unit_columns; ++c) sum[c] = squared[c] = 0;
+      add_moments<T>(x + c0, E, width, r0, r0 + unit_rows < n ? r0 + unit_rows : n, 1, middle, sum, squared);
+      for (int c = 0; c < width; ++c) total[c] += (double)sum[c], total_square[c] += (double)squared[c];
+    }
+    for (int c = 0; c < width; ++c) {
+      mean[c0 + c] = (T)((double)middle[c] + total[c] / (double)n);
+      square[c0 + c] = total_square[c] - total[c] * total[c] / (double)n;
     }
   }
 }
@@ -193,20 +220,21 @@ SHAMISA_HD int64_t padded(int64_t K) {
   return (K + pair - 1) / pair * pair;
 }
 
-template <class T>
-inline T row_norm(const T* x, int64_t F) {
+template <class T, class A>
+inline T row_norm(const A* x, int64_t F) {
   using S = Simd<T>;
   constexpr int W = S::width;
+  typedef A Part __attribute__((vector_size(W * sizeof(A)), aligned(sizeof(A)), may_alias));
   typename S::V sum[4] = {S::fill(0), S::fill(0), S::fill(0), S::fill(0)};
   int64_t f = 0;
   for (; f + 4 * W <= F; f += 4 * W)
 #pragma GCC unroll 4
     for (int u = 0; u < 4; ++u) {
-      const typename S::V v = S::load(x + f + u * W);
+      const typename S::V v = __builtin_convertvector(*(const Part*)(x + f + u * W), typename S::V);
       sum[u] = multiply_add(v, v, sum[u]);
     }
   T total = S::sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
-  for (; f < F; ++f) total += x[f] * x[f];
+  for (; f < F; ++f) total += (T)x[f] * (T)x[f];
   const T norm = __builtin_sqrt(total);
   return norm < (T)least_norm ? (T)least_norm : norm;
 }
@@ -220,21 +248,24 @@ inline void pack_anchors(const T* anchors, int64_t K, int64_t F, T* packed) {
     for (int64_t f = 0; f < F; ++f) packed[f * Kp + k] = anchors[k * F + f];
 }
 
-// rows of the units [first, last) of unit_rows: logits [N, K] and norm [N]; block [unit_rows, padded K] is scratch
-template <class T>
-inline void logits_forward(const T* h, const T* packed, int64_t N, int64_t F, int64_t K, int64_t first, int64_t last, T* block,
-                           T* logits, T* norm) {
-  const int64_t Kp = padded<T>(K);
+// rows of the units [first, last) of unit_rows: logits [N, K] and norm [N], computed in double whatever A is; packed
+// [F, padded K]; block [unit_rows, padded K] is scratch
+template <class A>
+inline void logits_forward(const A* h, const double* packed, int64_t N, int64_t F, int64_t K, int64_t first, int64_t last,
+                           double* block, A* logits, A* norm) {
+  const int64_t Kp = padded<double>(K);
   for (int64_t i = first * unit_rows; i < N && i < last * unit_rows; i += unit_rows) {
     const int64_t rows = N - i < unit_rows ? N - i : unit_rows;
     for (int64_t e = 0; e < rows * Kp; ++e) block[e] = 0;
-    for (int64_t r = 0; r < rows; ++r) norm[i + r] = row_norm<T>(h + (i + r) * F, F);
     for (int64_t d = 0; d < F; d += logits_depth)
-      for (int64_t k = 0; k < Kp; k += 2 * Wide<T>::width)
-        outer_rows<T, 2>(rows, h + i * F + d, 1, F, packed + d * Kp + k, Kp, F - d < logits_depth ? F - d : logits_depth,
-                         block + k, Kp);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t k = 0; k < K; ++k) logits[(i + r) * K + k] = block[r * Kp + k] / norm[i + r];
+      for (int64_t k = 0; k < Kp; k += 2 * Wide<double>::width)
+        outer_rows<double, 2>(rows, h + i * F + d, 1, F, packed + d * Kp + k, Kp, F - d < logits_depth ? F - d : logits_depth,
+                              block + k, Kp);
+    for (int64_t r = 0; r < rows; ++r) {
+      const double length = row_norm<double>(h + (i + r) * F, F);
+      norm[i + r] = (A)length;
+      for (int64_t k = 0; k < K; ++k) logits[(i + r) * K + k] = (A)(block[r * Kp + k] / length);
+    }
   }
 }
 
