@@ -3,6 +3,7 @@
 #include "neighbors.cuh"
 
 #include "laplacian.cuh"
+#include "scratch.cuh"
 
 namespace shamisa {
 namespace {
@@ -17,10 +18,18 @@ void find_neighbors(const NeighborRows<T>& g, const Candidates& to, int64_t k, c
   const bool whole = g.N <= fit;
   const int64_t panel = whole ? g.N : std::max<int64_t>(fit / Tile::rows, 1) * Tile::rows;
   const Tensor key = make({panel, g.N}, type_of<T>, distance);
+  // few tiles: parts of the columns, until each multiprocessor has two blocks, but no part shorter than two sums
+  const int64_t upper = tiles * (tiles + 1) / 2;
+  const int64_t room = std::min<int64_t>(g.F / (2 * Tile::columns_per_sum), NeighborLaunch::parts);
+  const int64_t parts = whole ? std::min(blocks_for(2 * multiprocessors(distance), upper), room) : 1;
+  const Tensor part = make({parts > 1 ? parts * upper * Tile::rows * Tile::rows : 0}, type_of<T>, distance);
   for (int64_t first = 0; first < g.N; first += panel) {
     const int64_t last = std::min(first + panel, g.N);
-    if (whole)
-      SHAMISA_RUN((neighbor_keys<T, W, true>), tiles * (tiles + 1) / 2, Tile::threads, stream, g, first, last, data<T>(key));
+    if (parts > 1) {
+      SHAMISA_RUN((neighbor_products<T, W>), dim3((unsigned)upper, (unsigned)parts), Tile::threads, stream, g, data<T>(part));
+      SHAMISA_RUN(neighbor_join<T>, upper, NeighborLaunch::threads, stream, g, read<T>(part), parts, data<T>(key));
+    } else if (whole)
+      SHAMISA_RUN((neighbor_keys<T, W, true>), upper, Tile::threads, stream, g, first, last, data<T>(key));
     else
       SHAMISA_RUN((neighbor_keys<T, W, false>), dim3((unsigned)tiles, (unsigned)blocks_for(last - first, Tile::rows)),
                   Tile::threads, stream, g, first, last, data<T>(key));

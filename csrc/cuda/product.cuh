@@ -45,10 +45,11 @@ SHAMISA_DEVICE void product_load(const T* x, int64_t rows, int64_t first, int64_
 
 // f(row, column, product) for the tile that starts at (x0, y0), those outside x_rows, y_rows included. Every product is summed
 // in the same order, wherever it lies in a tile, and that of (i, j) is that of (j, i). Block: Tile::threads; all of them.
-// W: elements copied at once; D is a multiple of it.
+// W: elements copied at once; D is a multiple of it. Over the columns [first, last), last = D or both multiples of
+// columns_per_sum.
 template <class T, int W, class F>
 SHAMISA_DEVICE void product_tile(const T* x, int64_t x_rows, int64_t x0, const T* y, int64_t y_rows, int64_t y0, int64_t D,
-                                 ProductMemory<T>& memory, F f) {
+                                 int64_t first, int64_t last, ProductMemory<T>& memory, F f) {
   using Tile = ProductTile<T>;
   constexpr int M = Tile::micro, Q = wide<T>;
   const int tx = (int)threadIdx.x % Tile::lines, ty = (int)threadIdx.x / Tile::lines;
@@ -57,18 +58,18 @@ SHAMISA_DEVICE void product_tile(const T* x, int64_t x_rows, int64_t x0, const T
   for (int u = 0; u < M; ++u) SHAMISA_UNROLL
   for (int v = 0; v < M; ++v) sum[u][v] = 0;
   T* const kept = memory.sum + threadIdx.x;
-  const int64_t steps = (D + Tile::depth - 1) / Tile::depth;
+  const int64_t steps = (last - first + Tile::depth - 1) / Tile::depth;
   if (steps > 0) {
-    product_load<T, W>(x, x_rows, x0, D, 0, memory.x[0]);
-    product_load<T, W>(y, y_rows, y0, D, 0, memory.y[0]);
+    product_load<T, W>(x, x_rows, x0, D, first, memory.x[0]);
+    product_load<T, W>(y, y_rows, y0, D, first, memory.y[0]);
   }
   copy_commit();
   for (int64_t s = 0; s < steps; ++s) {
     copy_wait<0>();
     __syncthreads();  // step s has arrived for all, and nobody works on the other half any more
     if (s + 1 < steps) {
-      product_load<T, W>(x, x_rows, x0, D, (s + 1) * Tile::depth, memory.x[(s + 1) % 2]);
-      product_load<T, W>(y, y_rows, y0, D, (s + 1) * Tile::depth, memory.y[(s + 1) % 2]);
+      product_load<T, W>(x, x_rows, x0, D, first + (s + 1) * Tile::depth, memory.x[(s + 1) % 2]);
+      product_load<T, W>(y, y_rows, y0, D, first + (s + 1) * Tile::depth, memory.y[(s + 1) % 2]);
     }
     copy_commit();
     const T *a = memory.x[s % 2] + ty * Tile::pitch, *b = memory.y[s % 2] + tx * Tile::pitch;
@@ -86,12 +87,12 @@ SHAMISA_DEVICE void product_tile(const T* x, int64_t x_rows, int64_t x0, const T
       }
     }
     if (Tile::restarts && s % Tile::steps_per_sum == Tile::steps_per_sum - 1) {
-      const bool first = s < Tile::steps_per_sum;
+      const bool begin = s < Tile::steps_per_sum;
       SHAMISA_UNROLL
       for (int u = 0; u < M; ++u) SHAMISA_UNROLL
       for (int v = 0; v < M; ++v) {
         T& k = kept[(u * M + v) * Tile::threads];
-        k = first ? sum[u][v] : k + sum[u][v];
+        k = begin ? sum[u][v] : k + sum[u][v];
         sum[u][v] = 0;
       }
     }
