@@ -100,16 +100,21 @@ class Run:
     def create(cls, path: Path, header: dict) -> Run:
         """Make the folder; ``header`` (JSON values) becomes config.json and the first line of metrics.jsonl."""
         cls.check_new(path)
+        run, existed = cls(path), path.is_dir()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"out must be a folder that can be made, got {path}: {error.strerror}") from None
-        run = cls(path)
-        run.claim()
-        run.set_status("running", 0)
-        write_json(path / "config.json", header)
-        write_text(run.metrics, to_line(header))
-        run.checkpoints.mkdir()
+        try:
+            run.claim()
+            run.set_status("running", 0)
+            write_json(path / "config.json", header)
+            write_text(run.metrics, to_line(header))
+            run.checkpoints.mkdir()
+        except BaseException:
+            run.release()
+            run.remove(keep_folder=existed)
+            raise
         return run
 
     def remove(self, keep_folder: bool) -> None:
@@ -128,7 +133,10 @@ class Run:
         """
         if fcntl is None:  # Windows
             return
-        lock = (self.path / LOCK).open("a+")
+        try:
+            lock = (self.path / LOCK).open("a+")
+        except OSError as error:
+            raise RunError(f"{self.path} must be a folder that can be written to: {error.strerror}") from None
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -227,7 +235,7 @@ class Run:
 
         ``model`` has the children encoder, projector and loss; ``state`` more JSON values (configuration, scaler). The
         best is the one with the lowest ``score``, of those that have one.
-        An error (a full disk) leaves the earlier checkpoints and the pointer as they were.
+        An error (OSError for a full disk) leaves the earlier checkpoints and the pointer as they were.
         """
         target = self.checkpoints / f"step-{step:08d}"
         if self.latest() == target:  # no step since: the same content
@@ -254,8 +262,10 @@ class Run:
             if target.exists():  # killed before the pointer was replaced, and resumed from an earlier one
                 _remove_folder(target)
             os.replace(temporary, target)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, SafetensorError):  # what it makes of a full disk
+                raise OSError(f"cannot write {target}: {error}") from None
             raise
         sync(self.checkpoints)
         write_text(self.checkpoints / "latest", target.name + "\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from shamisa import config as configuration
 from shamisa import embeddings, runs, train
@@ -444,13 +445,17 @@ def test_a_run_that_is_being_trained_is_left_alone(unbroken, photos, tmp_path):
     run.claim()
 
 
-def test_full_disk_keeps_the_last_checkpoint(photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")],
+)
+def test_full_disk_keeps_the_last_checkpoint(error, photos, tmp_path, monkeypatch):
     trainer, run = train.prepare(tiny(photos), tmp_path / "run", quiet=True)
     real = runs.save_file
 
     def full_at_4(tensors, path, **options):
         if trainer.step >= 4:
-            raise OSError(28, "No space left on device")
+            raise error
         real(tensors, path, **options)
 
     monkeypatch.setattr(runs, "save_file", full_at_4)

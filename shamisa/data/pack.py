@@ -78,8 +78,10 @@ def pack(
         if out.exists():
             out.rmdir()
         partial.rename(out)
-    except BaseException:  # Ctrl-C too
+    except BaseException as error:  # Ctrl-C too
         _clear(partial)
+        if isinstance(error, OSError):  # a full disk, most likely
+            raise OSError(f"cannot write {str(out)!r}: {error.strerror or error}") from None
         raise
     return manifest
 
