@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 COMMANDS = {
@@ -15,12 +17,37 @@ COMMANDS = {
 }
 
 
+INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C
+
+
+def complain(command: str, message: object, status: int) -> int:
+    """One line on stderr, whatever the bytes of a path in it; -> the status."""
+    print(f"shamisa {command}: {message}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+    return status
+
+
+def guard(command: str, work: Callable[[], int], left: str) -> int:
+    """``work()`` -> its exit status; 2 for bad input, 130 after Ctrl-C, both told in one line.
+
+    left: what an interrupted command has left, and how to go on.
+    """
+    try:
+        return work()
+    except (ValueError, RuntimeError, OSError) as error:
+        return complain(command, error, 2)
+    except KeyboardInterrupt:
+        return complain(command, f"interrupted; {left}", INTERRUPTED)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point: the first word chooses the command, the rest goes to it. Returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
         module = {"distort": "sheet", "data": "data.__main__"}.get(argv[0], argv[0])
-        return import_module(f"shamisa.{module}").main(argv[1:]) or 0
+        try:
+            return import_module(f"shamisa.{module}").main(argv[1:]) or 0
+        except KeyboardInterrupt:  # while it is imported
+            return complain(argv[0], "interrupted; nothing was done", INTERRUPTED)
     if argv == ["--version"]:
         from ._version import __version__
 

@@ -273,7 +273,8 @@ def check_value(f: dataclasses.Field, value: object) -> object:
         low, high = f.metadata["low"], f.metadata["high"]
         inside = math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
         if not inside:
-            span = f"at least {low:g}" if high is None else f"in {low:g}..{high:g}"
+            low, high = ("" if v is None else f"{v:g}" if kind is float else str(v) for v in (low, high))
+            span = f"in {low}..{high}" if high else f"at least {low}" + (" and finite" if math.isinf(value) else "")
             raise ValueError(f"{f.name} must be {span}, got {value!r}")
     return value
 

@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from .profiling import Stopwatch
 from .trainer import Trainer, TrainingError
 
 STEPS, WARMUP, SECONDS = 20, 2, 60.0  # timed steps, steps before them, and when to stop early
@@ -55,25 +56,29 @@ def run(trainer: Trainer) -> None:
 
 def measure(trainer: Trainer) -> tuple[list[dict[str, float]], float]:
     """(split of each timed step, seconds they all took); at least one step, fewer than STEPS after SECONDS."""
-    from .profiling import Stopwatch
-
     trainer.connect()
     loader, watch, splits, start = trainer.loader(WARMUP + STEPS), Stopwatch(trainer.device), [], time.perf_counter()
-    while len(splits) < WARMUP + STEPS:
+    while trainer.step < WARMUP + STEPS:
         watch.start()
         watch.begin("data")
         crops, _, error = trainer.read(loader, lambda: False)
-        late = len(splits) > WARMUP and time.perf_counter() - start > SECONDS
+        late = trainer.step > WARMUP and time.perf_counter() - start > SECONDS
         late, error, _ = trainer.processes.share(late, error)
         if error:
             raise TrainingError(f"step {trainer.step}: {error}")
         if late:
             break
-        try:
-            splits.append(trainer.train_step(crops, watch)["timing"]["split"])
-        except FloatingPointError as error:
-            raise TrainingError(str(error)) from None
-    return splits[WARMUP:], time.perf_counter() - start
+        trainer.advance(crops, watch)
+        if trainer.due:
+            splits += _splits(trainer, watch)
+    return (splits + _splits(trainer, watch))[WARMUP:], time.perf_counter() - start
+
+
+def _splits(trainer: Trainer, watch: Stopwatch) -> list[dict[str, float]]:
+    try:
+        return [record["timing"]["split"] for record in trainer.fetch(watch)]
+    except FloatingPointError as error:
+        raise TrainingError(str(error)) from None
 
 
 def memory(trainer: Trainer, before: int) -> dict[str, str]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ._version import __version__
+from .cli import guard
 from .crops import ten_crops
 from .labels import describe_scale
 from .quality import QualityNet
@@ -214,18 +215,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0; 2 for bad input or a program that differs, told on stderr in one line."""
+    """Exit status 0; 2 for bad input or a program that differs, 130 interrupted, told on stderr in one line."""
+    given = make_parser().parse_args(argv)
+    return guard("export", lambda: run(given), "nothing was written")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Everything between the command line and the exit status."""
     from .features import hash_encoder
     from .quality import load_quality_net
 
-    given = make_parser().parse_args(argv)
-    try:
-        check_out(given.out)
-        net = load_quality_net(given.checkpoint, given.regressor)
-        worst = export(net, given.out, hash_encoder(net.encoder))
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"shamisa export: {error}", file=sys.stderr)
-        return 2
+    check_out(given.out)
+    net = load_quality_net(given.checkpoint, given.regressor)
+    worst = export(net, given.out, hash_encoder(net.encoder))
     loader = "onnxruntime" if given.out.endswith(".onnx") else "torch.export"
     size = Path(given.out).stat().st_size / 1e6
     print(

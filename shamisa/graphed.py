@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .engine import Plan
 
@@ -62,25 +62,9 @@ class GraphedStep:
         self.lr.fill_(lr)
 
     def body(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The step -> values (terms of the objective, norm of the gradient), z_dist, h_dist.
-
-        Where a value is not finite, weights, optimizer and buffers stay as they were: the decision is made on the device.
-        """
-        t = self.trainer
-        before = [b.clone() for b in t.buffers]
-        t.optimizer.zero_grad(set_to_none=True)
-        out, z, h = t.forward(self.crops, self.plan)
-        out.total.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in t.model.parameters() if p.grad is not None])
-        values = torch.stack([*t.terms(out), norm.float()])
-        bad = ~values.isfinite().all()
-        if t.config.clip:
-            nn.utils.clip_grads_with_norm_(t.model.parameters(), t.config.clip, norm)
-        t.optimizer.found_inf = bad.float()  # fused optimizers then change nothing
-        t.optimizer.step()
-        for buffer, old in zip(t.buffers, before, strict=True):
-            buffer.copy_(torch.where(bad, old, buffer))
-        return values, z, h
+        """The step of the trainer on the tensors of ``load`` -> values (terms of the objective, norm of the gradient),
+        z_dist, h_dist."""
+        return self.trainer.update([(self.crops, self.plan)])
 
     def __call__(self, crops: Tensor, plan: Plan, lr: float) -> tuple[Tensor, Tensor, Tensor]:
         """One step; what it returns is overwritten by the next one.

@@ -22,8 +22,8 @@ class Logger(Protocol):
     def sync(self) -> None:
         """Before a checkpoint: what was written must survive a crash where that is promised."""
 
-    def close(self) -> None:
-        """The run ends here."""
+    def close(self, good: bool = True) -> None:
+        """The run ends here; not ``good``: by an error."""
 
 
 def scalars(record: dict) -> dict[str, float]:
@@ -38,9 +38,11 @@ def scalars(record: dict) -> dict[str, float]:
 
 
 class Metrics:
-    """RUN/metrics.jsonl, on the disk before each checkpoint."""
+    """RUN/metrics.jsonl, on the disk before each checkpoint; a resumed run drops the steps that its checkpoint does not
+    have."""
 
-    def __init__(self, run: runs.Run) -> None:
+    def __init__(self, run: runs.Run, step: int) -> None:
+        run.truncate_metrics(step)
         self.file = run.metrics.open("a")
 
     def write(self, record: dict) -> None:
@@ -50,7 +52,7 @@ class Metrics:
     def sync(self) -> None:
         os.fsync(self.file.fileno())
 
-    def close(self) -> None:
+    def close(self, good: bool = True) -> None:
         self.file.close()
 
 
@@ -69,7 +71,7 @@ class TensorBoard:
     def sync(self) -> None:
         self.writer.flush()
 
-    def close(self) -> None:
+    def close(self, good: bool = True) -> None:
         self.writer.close()
 
 
@@ -81,15 +83,21 @@ class Wandb:
 
         file = run.path / "wandb.json"
         identity = runs.read_json(file)["id"] if file.is_file() else secrets.token_hex(4)
+        try:
+            self.run = wandb.init(
+                project=config.wandb,
+                id=identity,
+                name=run.path.name,
+                resume="allow",
+                dir=str(run.path),
+                config=configuration.to_record(config),
+            )
+        except wandb.Error as error:  # no key, a wrong one, no network, no right to write there
+            raise ValueError(
+                f"wandb = {config.wandb!r} must be a project that can be written to, got: {_one_line(error)}; "
+                "WANDB_MODE=offline keeps the records on this machine"
+            ) from None
         runs.write_json(file, {"project": config.wandb, "id": identity})
-        self.run = wandb.init(
-            project=config.wandb,
-            id=identity,
-            name=run.path.name,
-            resume="allow",
-            dir=str(run.path),
-            config=configuration.to_record(config),
-        )
 
     def write(self, record: dict) -> None:
         self.run.log(scalars(record), step=record["step"])
@@ -97,8 +105,12 @@ class Wandb:
     def sync(self) -> None:
         pass  # it sends in its own time
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, good: bool = True) -> None:
+        self.run.finish(exit_code=0 if good else 1)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def check(config: Config) -> None:
@@ -108,14 +120,17 @@ def check(config: Config) -> None:
 
 
 def open_loggers(run: runs.Run, config: Config, step: int, quiet: bool = False) -> list[Logger]:
-    """The loggers of a run that goes on at ``step``. Without TensorBoard there is a note, and no event files."""
-    found: list[Logger] = [Metrics(run)]
+    """The loggers of a run that goes on at ``step``. Without TensorBoard there is a note, and no event files.
+
+    Raises:
+        ValueError: Weights & Biases cannot be reached or refuses; nothing of the run was changed.
+    """
+    last: list[Logger] = [Wandb(run, config)] if config.wandb else []
+    found: list[Logger] = [Metrics(run, step)]
     if config.tensorboard:
         try:
             found.append(TensorBoard(run, step))
         except ImportError:
             if not quiet:
                 print("no TensorBoard files: pip install tensorboard, or --no-tensorboard", file=sys.stderr)
-    if config.wandb:
-        found.append(Wandb(run, config))
-    return found
+    return found + last

@@ -9,7 +9,9 @@ from __future__ import annotations
 import datetime
 import os
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 # what gloo, NCCL and torch say when another rank is gone; their errors have no class of their own
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset)|timed? ?out|process ?group|broken pipe", re.IGNORECASE)
+
+T = TypeVar("T")
 
 
 def launched() -> tuple[int, int] | None:
@@ -82,6 +86,11 @@ class Processes:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
+    @property
+    def several(self) -> bool:
+        """Whether there are others to speak to."""
+        return self.connected and self.world_size > 1
+
     def close(self) -> None:
         """Leave the others; only after success, because it may wait for them."""
         if self.connected:
@@ -95,7 +104,7 @@ class Processes:
         One small reduction on the host; texts travel only when there are some. Every process must call it.
         """
         notes = notes or {}
-        if self.world_size == 1:
+        if not self.several:
             return stop, error, notes
         flags = torch.tensor([stop, bool(error), bool(notes)], dtype=torch.int32)
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._control)
@@ -110,9 +119,31 @@ class Processes:
             notes = {k: v for _, found in texts for k, v in found.items()}
         return bool(flags[0]), error, notes
 
+    def agree(self, action: Callable[[], T]) -> T:
+        """``action()`` of every process; what stops one stops all. Every process must call it.
+
+        Raises:
+            ValueError, TypeError, RuntimeError, OSError: from ``action``; of several processes ValueError on all of them,
+                with what was wrong on any.
+        """
+        if not self.several:
+            return action()
+        found, fault = None, ""
+        try:
+            found = action()
+        except (ValueError, TypeError, RuntimeError, OSError) as error:
+            fault = str(error) or repr(error)
+        try:
+            _, fault, _ = self.share(False, fault)
+        except RuntimeError as error:
+            fault = f"another process ended: {error}"
+        if fault:
+            raise ValueError(fault)
+        return found
+
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes of a small tensor on the device; NaN on one is NaN on all."""
-        if self.world_size > 1:
+        if self.several:
             dist.all_reduce(values)
             values = values / self.world_size
         return values
@@ -124,15 +155,15 @@ class Processes:
     # ---- the model ---------------------------------------------------------------------------------------------------
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with gradients averaged over the processes in backward; every process must call it."""
-        return DistributedDataParallel(model) if self.world_size > 1 else model
+        return DistributedDataParallel(model) if self.several else model
 
     def without_averaging(self, wrapped: nn.Module, skip: bool) -> AbstractContextManager:
         """Forward and backward inside only add to this process's gradients when ``skip``."""
-        return wrapped.no_sync() if skip and self.world_size > 1 else nullcontext()
+        return wrapped.no_sync() if skip and self.several else nullcontext()
 
     def share_batch_norm(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Batch normalisation over the images of all processes instead of each process's own."""
-        if self.world_size == 1:
+        if not self.several:
             return model
         return nn.SyncBatchNorm.convert_sync_batchnorm(model) if device.type == "cuda" else _convert(model)
 

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from . import iqa_sets, ridge, runs, splits
+from .cli import guard
 from .data.decode import printable
 from .features import CROPS, SCALES, Extractor, Features, extract, extract_difference
 from .labels import QUALITY, LabelError, Labels, find_files, find_references, read_csv
@@ -360,16 +361,17 @@ def _versions() -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0; 2 for bad input, told on stderr in one line."""
+    """Exit status 0; 2 for bad input, 130 interrupted, told on stderr in one line."""
     argv = sys.argv[1:] if argv is None else argv
     given = make_parser().parse_args(argv)
     given.command = shlex.join(["python", "-m", "shamisa.probe", *argv])
-    try:
+    kept = f"features so far are in {given.cache}" if given.cache else "features are kept only with --cache DIR"
+
+    def work() -> int:
         run(given)
-    except (LabelError, ValueError, RuntimeError, OSError) as error:
-        print(printable(f"shamisa probe: {error}"), file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return guard("probe", work, f"{kept}; start it again")
 
 
 if __name__ == "__main__":

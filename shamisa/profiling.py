@@ -69,15 +69,23 @@ class Stopwatch:
             if self.range is not None:
                 self.range.__enter__()
 
-    def read(self) -> dict[str, float]:
-        """Seconds of each part since ``start``; ends the running one."""
+    def take(self) -> list:
+        """The marks of the step since ``start``, for ``seconds``; ends the running part. Waits for nothing."""
         self.stop()
-        if self.events and self.marks:
-            self.marks[-1][1].synchronize()
+        return self.marks
+
+    def seconds(self, marks: list) -> dict[str, float]:
+        """Seconds of each part between the marks of a step; waits for a GPU that has not come so far."""
+        if self.events and marks:
+            marks[-1][1].synchronize()
         split: dict[str, float] = {}
-        for (name, a), (_, b) in zip(self.marks[:-1], self.marks[1:], strict=True):
+        for (name, a), (_, b) in zip(marks[:-1], marks[1:], strict=True):
             split[name] = split.get(name, 0.0) + (a.elapsed_time(b) / 1000 if self.events else b - a)
         return {name: round(seconds, 6) for name, seconds in split.items()}
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each part since ``start``; ends the running one."""
+        return self.seconds(self.take())
 
 
 class Recording:

@@ -3,6 +3,7 @@
     RUN/run.json         status: running, finished, interrupted or failed; steps done; message
     RUN/config.json      the resolved configuration and the versions that made the run
     RUN/metrics.jsonl    line 1: the same; then one record per step
+    RUN/.lock            locked by the process that trains the run, as long as it lives; who it is, in words
     RUN/skipped.jsonl    photographs that could not be used, and why; written only where there are some
     RUN/checkpoint/latest                   the name of the newest checkpoint
     RUN/checkpoint/best                     the name of the one with the lowest score, where scores are taken
@@ -17,11 +18,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +34,12 @@ from torch import Tensor, nn
 from .files import hash_file, sync, write_json, write_text
 from .models import Encoder, load_matching
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
 FORMAT = 1  # of a checkpoint
 MODEL, STATE, INDEX = "model.safetensors", "state.safetensors", "state.json"
 POINTERS = ("latest", "best")
@@ -68,6 +77,7 @@ class Run:
         self.path = path
         self.checkpoints = path / "checkpoint"
         self.metrics = path / "metrics.jsonl"
+        self._lock: TextIO | None = None
 
     @staticmethod
     def check_new(path: Path) -> None:
@@ -79,19 +89,76 @@ class Run:
             holds = (
                 f"a run that is {status} (go on with --resume {path}, or choose another)" if status else "other files"
             )
+            if status == "running":
+                lives = Run(path).lives()
+                holds = (
+                    "a run that is being trained" if lives else f"a run that was killed (go on with --resume {path})"
+                )
             raise RunError(f"out must be a new or empty folder, got {path}, which holds {holds}")
 
     @classmethod
     def create(cls, path: Path, header: dict) -> Run:
         """Make the folder; ``header`` (JSON values) becomes config.json and the first line of metrics.jsonl."""
         cls.check_new(path)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"out must be a folder that can be made, got {path}: {error.strerror}") from None
         run = cls(path)
+        run.claim()
         run.set_status("running", 0)
         write_json(path / "config.json", header)
         write_text(run.metrics, to_line(header))
         run.checkpoints.mkdir()
         return run
+
+    def remove(self, keep_folder: bool) -> None:
+        """Undo ``create``, and all that was put into the folder since."""
+        for entry in self.path.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        if not keep_folder:
+            self.path.rmdir()
+
+    # ---- who works on it ---------------------------------------------------------------------------------------------
+    def claim(self) -> None:
+        """Become the process that trains this run, until ``release`` or the end of the process, however it ends.
+
+        Raises:
+            RunError: another process trains it.
+        """
+        if fcntl is None:  # Windows
+            return
+        lock = (self.path / LOCK).open("a+")
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.seek(0)
+            raise RunError(f"{self.path} is being trained by {lock.read().strip() or 'another process'}") from None
+        except OSError:  # a file system without locks: nobody can be kept out
+            return
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let others train this run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def lives(self) -> bool:
+        """Whether another process trains this run now; run.json says "running" also after a process was killed."""
+        if fcntl is None or not (self.path / LOCK).is_file():
+            return False
+        with (self.path / LOCK).open("a") as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                return True
+            except OSError:
+                return False
+        return False
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -102,7 +169,10 @@ class Run:
 
     def status(self) -> dict:
         """The content of run.json."""
-        return read_json(self.path / "run.json")
+        found = read_json(self.path / "run.json")
+        if found.get("status") not in STATUSES or not isinstance(found.get("step"), int):
+            raise RunError(f"{self.path / 'run.json'} must have a status and a step, got {found}")
+        return found
 
     def set_status(self, status: str, step: int, message: str = "") -> None:
         """Write run.json: status, number of steps done, and why it ended."""
@@ -112,6 +182,8 @@ class Run:
     def truncate_metrics(self, step: int) -> None:
         """Drop the records from step ``step`` on, which the checkpoint does not have, and a torn last line."""
         kept = []
+        if not self.metrics.is_file():
+            raise RunError(f"{self.path} must be a run folder with metrics.jsonl, got " + _contents(self.path))
         for line in self.metrics.read_text().splitlines(keepends=True):
             try:
                 record = json.loads(line)

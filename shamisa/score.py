@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .cli import guard
 from .data.decode import printable
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .features import Extractor
@@ -244,14 +245,7 @@ def run(given: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 all scored, 1 some could not be read, 2 bad input, 130 interrupted."""
     given = make_parser().parse_args(argv)
-    try:
-        return 1 if run(given) else 0
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"shamisa score: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"shamisa score: interrupted; go on with --resume --out {given.out}", file=sys.stderr)
-        return 130
+    return guard("score", lambda: 1 if run(given) else 0, f"go on with --resume --out {given.out}")
 
 
 if __name__ == "__main__":

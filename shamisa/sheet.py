@@ -7,6 +7,7 @@ of compositions with their recipes, ``--plan FILE`` replays a saved plan.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .cli import guard
 from .data.photos import PhotoError, read_photo
 from .distortions import DISTORTIONS
 from .engine import DistortionEngine, Plan, distort
+from .files import write_bytes, write_text
 
 MARGIN, LINE = 4, 12  # pixels: between tiles, height of a line of text
 
@@ -94,25 +97,35 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--save-plan", type=Path, metavar="FILE", help="with --compose: write the plan as JSON")
     parser.add_argument("--backend", choices=("auto", "native", "reference"), default="auto")
     given = parser.parse_args(argv)
+    return guard("distort", lambda: run(given), "nothing was written")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Everything between the command line and the exit status."""
+    if given.compose is not None and given.plan is not None:
+        raise ValueError("--compose and --plan exclude each other")
+    if given.size < 1:
+        raise ValueError(f"--size must be at least 1, got {given.size}")
+    kinds = Image.registered_extensions()
+    if given.out.suffix.lower() not in kinds or not given.out.parent.is_dir():
+        raise ValueError(f"--out must be a picture such as sheet.png in an existing folder, got {given.out}")
+    plan = None
     try:
-        if given.compose is not None and given.plan is not None:
-            raise ValueError("--compose and --plan exclude each other")
-        if given.size < 1:
-            raise ValueError(f"--size must be at least 1, got {given.size}")
         photo = crop_centre(read_photo(given.photo), given.size)
-        if given.plan is not None:
-            picture = plan_sheet(photo, Plan.from_json(given.plan.read_text()), given.backend)
-        elif given.compose is not None:
-            plan = DistortionEngine(compositions=given.compose).sample(1, seed=given.seed)
-            if given.save_plan is not None:
-                given.save_plan.write_text(plan.to_json())
-            picture = plan_sheet(photo, plan, given.backend)
-        else:
-            picture = levels_sheet(photo, given.seed, given.backend)
-        picture.save(given.out)
-    except (PhotoError, ValueError, OSError, RuntimeError) as error:
-        print(f"shamisa distort: {error}", file=sys.stderr)
-        return 2
+    except PhotoError as error:
+        raise ValueError(str(error)) from None
+    if given.plan is not None:
+        picture = plan_sheet(photo, Plan.from_json(given.plan.read_text()), given.backend)
+    elif given.compose is not None:
+        plan = DistortionEngine(compositions=given.compose).sample(1, seed=given.seed)
+        picture = plan_sheet(photo, plan, given.backend)
+    else:
+        picture = levels_sheet(photo, given.seed, given.backend)
+    content = io.BytesIO()
+    picture.save(content, format=kinds[given.out.suffix.lower()])
+    if plan is not None and given.save_plan is not None:
+        write_text(given.save_plan, plan.to_json())
+    write_bytes(given.out, content.getvalue())
     print(f"wrote {given.out} ({picture.width} x {picture.height})")
     return 0
 

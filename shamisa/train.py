@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from . import config as configuration
-from . import demo, dryrun, embeddings, plots, runs
+from . import demo, dryrun, embeddings, loggers, plots, runs
+from .cli import INTERRUPTED, complain
 from .config import Config
 from .distortions import DISTORTIONS
 from .models import Learner
@@ -35,8 +36,12 @@ def read_config(preset: str | None, resume: Path | None, given: dict, world: int
     """The configuration of a new run of a preset, or of the run ``resume`` that goes on, with the given fields."""
     if resume is None:
         return configuration.resolve(preset or "demo", given)
-    record = runs.read_json(runs.Run.open(resume).path / "config.json")
-    saved = configuration.from_record(record.get("config"))
+    file = runs.Run.open(resume).path / "config.json"
+    record = runs.read_json(file)
+    try:
+        saved = configuration.from_record(record.get("config"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from None
     return configuration.resume(saved, given, world, record.get("processes", 1))
 
 
@@ -49,19 +54,26 @@ def prepare(
 ) -> tuple[Trainer, runs.Run]:
     """Check everything, then make the new folder ``out``, or go back to the last checkpoint of the run ``resume``.
 
-    Of several processes only the main one writes; the others must see the same files. Speaks to no other process.
+    Every process must call it. Of several processes only the main one writes; the others must see the same files.
 
-    Raises ValueError, TypeError or RuntimeError for bad input; then no folder was made or changed.
+    Raises ValueError, TypeError, RuntimeError or OSError for bad input, on all processes; then no folder was made, and
+    none was changed.
     """
     processes = processes or Processes()
+    trainer, run = processes.agree(lambda: _check(config, out, resume, quiet, processes))
+    return trainer, processes.agree(lambda: _begin(trainer, run, resumed=resume is not None))
+
+
+def _check(
+    config: Config, out: Path | None, resume: Path | None, quiet: bool, processes: Processes
+) -> tuple[Trainer, runs.Run]:
+    """All that can be known before anything is written."""
     if config.threads:
         torch.set_num_threads(config.threads)
     if resume is None:
-        if not processes.main:
-            return Trainer(config, quiet, processes), runs.Run(out)
-        runs.Run.check_new(out)
-        trainer = Trainer(config, quiet, processes)
-        return trainer, runs.Run.create(out, header(config, processes.world_size))
+        if processes.main:
+            runs.Run.check_new(out)
+        return Trainer(config, quiet, processes), runs.Run(out)
     run = runs.Run.open(resume)
     config = read_config(None, resume, dataclasses.asdict(config), processes.world_size)
     trainer = Trainer(config, quiet, processes)
@@ -71,12 +83,30 @@ def prepare(
         raise ValueError(f"steps must be at least the {trainer.step} that {resume} has done, got {trainer.steps}")
     if run.status()["status"] == "finished" and trainer.step == trainer.steps:
         raise ValueError(f"resume must be a run with steps to do, got {resume}, which finished all {trainer.steps}")
-    if processes.main:
+    return trainer, run
+
+
+def _begin(trainer: Trainer, run: runs.Run, resumed: bool) -> runs.Run:
+    """The main process makes the folder, or takes it over, and opens the logs; what fails leaves it as it was."""
+    if not trainer.processes.main:
+        return run
+    existed = run.path.is_dir()
+    if resumed:
+        run.claim()
+    else:
+        run = runs.Run.create(run.path, header(trainer.config, trainer.processes.world_size))
+    try:
+        trainer.logs = loggers.open_loggers(run, trainer.config, trainer.step, trainer.quiet)
+    except BaseException:  # Ctrl-C too, for Weights & Biases may let one wait
+        run.release()
+        if not resumed:
+            run.remove(keep_folder=existed)
+        raise
+    if resumed:
         run.remove_temporary()
-        run.truncate_metrics(trainer.step)
         trainer.recent.extend(r["loss"]["total"] for r in run.records())
         run.set_status("running", trainer.step)
-    return trainer, run
+    return run
 
 
 def free_folder(preset: str) -> Path:
@@ -213,6 +243,10 @@ def main(argv: list[str] | None = None) -> int:
     """The command -> 0 finished, 1 failed in training, 2 bad input, 128 + signal stopped."""
     options = make_parser().parse_args(argv)
     speaks = True
+
+    def end(message: object, status: int) -> int:
+        return complain("train", message, status) if speaks else status
+
     try:
         rank, world = launched() or (0, 1)
         speaks = rank == 0  # of several processes one prints
@@ -222,23 +256,17 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"profile must be a number of steps of at least 1, got {options.profile}")
         config = read_config(options.preset, options.resume, configuration.given_fields(options), world)
         processes = Processes.connect(config.device, config.timeout)
-    except (ValueError, TypeError, RuntimeError) as error:
-        return _complain(error, 2, speaks)
-    try:
         if options.dry_run:
-            trainer = Trainer(config, options.quiet, processes)
+            trainer = processes.agree(lambda: Trainer(config, options.quiet, processes))
         else:
             out = options.out or free_folder(options.preset or "demo")
             trainer, run = prepare(config, out, options.resume, options.quiet, processes)
-        fault = ""
-    except (ValueError, TypeError, RuntimeError, OSError) as error:  # OSError: the folder cannot be made
-        fault = str(error) or repr(error)
-    try:
-        _, fault, _ = processes.share(False, fault)  # what stops one process stops all
-    except RuntimeError as error:
-        fault = f"another process ended: {error}"
-    if fault:
-        return _complain(fault, 2, speaks)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        return end(str(error) or repr(error), 2)
+    except KeyboardInterrupt:
+        return end(
+            f"interrupted; {f'{options.resume} is as it was' if options.resume else 'nothing was made'}", INTERRUPTED
+        )
     try:
         if options.dry_run:
             dryrun.run(trainer)
@@ -248,20 +276,18 @@ def main(argv: list[str] | None = None) -> int:
                 print(describe(trainer, run), file=sys.stderr)
             status = execute(trainer, run, options.nvtx, options.profile)
     except TrainingError as error:
-        return _complain(error, 1, True)  # every process: the one that speaks may be gone
+        return complain("train", error, 1)  # every process: the one that speaks may be gone
     except KeyboardInterrupt:  # a second one, or one while the pictures are drawn
-        hint = "" if options.dry_run else f"; go on with --resume {run.path}"
-        return _complain(f"interrupted{hint}", 128 + signal.SIGINT, speaks)
+        if options.dry_run:
+            return end("interrupted; nothing was written", INTERRUPTED)
+        return end(f"interrupted; last checkpoint: {last_checkpoint(run)}; go on with --resume {run.path}", INTERRUPTED)
     processes.close()
+    if status == "interrupted":
+        kept = f"step {trainer.step} of {trainer.steps} is in {run.path}; go on with --resume {run.path}"
+        return end(f"interrupted; {kept}", 128 + (trainer.signal or signal.SIGTERM))
     if speaks and not options.dry_run:
-        print(f"{status}: {run.path}")
-    return 0 if status == "finished" else 128 + (trainer.signal or signal.SIGTERM)
-
-
-def _complain(message: object, status: int, speaks: bool) -> int:
-    if speaks:
-        print(f"shamisa train: {message}", file=sys.stderr)
-    return status
+        print(f"finished: {run.path}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,8 +38,22 @@ from .relations import RelationOutput
 TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
 
 
+FETCH_EVERY = 10  # steps of a GPU whose values are looked at together
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step, why, and where the last good checkpoint is."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A step that was started and whose values nobody has looked at."""
+
+    step: int
+    lr: float
+    values: Tensor  # [8] terms of the objective and norm of the gradient, on the device
+    embedded: tuple[Tensor, Tensor] | None  # z and h, where they are to be looked at
+    marks: list  # of the stopwatch
 
 
 class Trainer:
@@ -84,9 +99,16 @@ class Trainer:
             self.model.encoder.compile()
             self.model.projector.compile()
         self.learner: nn.Module = self.model  # with gradients averaged over processes, after ``connect``
-        self.optimizer = make_optimizer(config, self.model, fused=self.device.type == "cuda")
+        self.optimizer = make_optimizer(config, self.model, graphed=config.cuda_graph)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
-        self.buffers = [b for b in self.model.buffers()]
+        self.buffers = _by_type(self.model.buffers())
+        self.bad = torch.zeros(
+            (), dtype=torch.bool, device=self.device
+        )  # a step was not finite: nothing changes any more
+        self.waiting: list[Waiting] = []  # steps whose values nobody has looked at
+        # each look waits for the device; a scaler's state must not run ahead of it
+        self.fetch_every = 1 if self.device.type == "cpu" or self.scaler.is_enabled() else FETCH_EVERY
+        self.logs: list[loggers.Logger] = []  # of the main process, opened with the run
         self.graphed: graphed.GraphedStep | None = None
         self.recent: deque[float] = deque(maxlen=config.best_window or 1)  # total of the last steps
         self.step = 0  # steps done
@@ -126,65 +148,109 @@ class Trainer:
         return [getattr(out, t).detach().float() for t in TERMS]
 
     def train_step(self, crops: Tensor | Sequence[Tensor], watch: Stopwatch) -> dict:
-        """One step -> its record; FloatingPointError leaves all as it was.
+        """One step, waited for -> its record; FloatingPointError leaves all as it was.
 
         crops: [B, V, 3, H, W] uint8, or a list of ``accumulate`` of them.
+        """
+        self.advance(crops, watch)
+        return list(self.fetch(watch))[-1]
+
+    def advance(self, crops: Tensor | Sequence[Tensor], watch: Stopwatch) -> None:
+        """Start one step; nothing waits for a GPU. ``fetch`` tells how it went.
+
+        A step with a value that is not finite changes neither weights nor optimizer, nor do those after it.
         """
         c, step = self.config, self.step
         parts = [crops] if isinstance(crops, Tensor) else crops
         lr = c.learning_rate(step, self.steps, self.steps_per_epoch)
-        run = self._graphed_step if c.cuda_graph else self._eager_step
-        values, z, h = run(parts, lr, watch)
-        norm = values.pop("grad_norm")
-        record = {"step": step, "epoch": step / self.steps_per_epoch, "lr": lr, "loss": values}
-        record["grad_norm"] = norm if math.isfinite(norm) else None
-        split = watch.read()  # what follows is no part of a step
-        if c.rank_every and step % c.rank_every == 0 and self.processes.main:
-            record |= embeddings.summary(z, h)
+        values, z, h = (self._graphed_step if c.cuda_graph else self._eager_step)(parts, lr, watch)
+        looked_at = c.rank_every and step % c.rank_every == 0 and self.processes.main
+        embedded = (z.clone(), h.clone()) if looked_at else None
+        self.waiting.append(Waiting(step, lr, values, embedded, watch.take()))
         self.step += 1
-        self.recent.append(values["total"])
-        record["timing"] = {"images_per_s": round(self.images() / sum(split.values()), 3), "split": split}
-        return record
 
-    def _eager_step(self, parts: Sequence[Tensor], lr: float, watch: Stopwatch) -> tuple[dict, Tensor, Tensor]:
-        c, totals = self.config, None
-        before = [b.clone() for b in self.buffers]  # batch normalisation changes them in the forward pass
-        self.optimizer.zero_grad(set_to_none=True)
-        for i, crops in enumerate(parts):
-            with self.processes.without_averaging(self.learner, skip=i < len(parts) - 1):
-                watch.begin("distortions")
-                plan = self.plan(i).to(self.device, non_blocking=True)
-                out, z, h = self.forward(crops.to(self.device, non_blocking=True), plan, watch.begin)
-                watch.begin("backward")
-                self.scaler.scale(out.total / len(parts)).backward()
-            terms = torch.stack(self.terms(out)) / len(parts)
-            totals = terms if totals is None else totals + terms
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        totals = self.processes.mean(torch.cat([totals, norm.float()[None]]))
-        try:
-            values = self._check(totals.tolist())  # one transfer, the only wait for the device in a step
-        except FloatingPointError:
-            torch._foreach_copy_(self.buffers, before)
-            raise
-        watch.begin("optimizer")
-        if c.clip:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), c.clip, norm)
+    @property
+    def due(self) -> bool:
+        """Whether the values of the last steps are to be fetched now; the same in all processes."""
+        return (self.step - 1) % self.fetch_every == 0
+
+    def fetch(self, watch: Stopwatch) -> Iterator[dict]:
+        """The records of the steps since the last call, by one transfer.
+
+        Raises:
+            FloatingPointError: at the first step with a value that is not finite, naming both; all, ``step`` too, is
+                then as it was before that step.
+        """
+        waiting, self.waiting = self.waiting, []
+        rows = torch.stack([w.values for w in waiting]).tolist() if waiting else []
+        for w, row in zip(waiting, rows, strict=True):
+            try:
+                values = self._check(w.step, row)
+            except FloatingPointError:
+                self.step = w.step
+                self.bad.zero_()
+                raise
+            norm = values.pop("grad_norm")
+            record = {"step": w.step, "epoch": w.step / self.steps_per_epoch, "lr": w.lr, "loss": values}
+            record["grad_norm"] = norm if math.isfinite(norm) else None
+            if w.embedded:
+                record |= embeddings.summary(*w.embedded)
+            split = watch.seconds(w.marks)
+            record["timing"] = {"images_per_s": round(self.images() / sum(split.values()), 3), "split": split}
+            self.recent.append(values["total"])
+            yield record
+
+    def _eager_step(self, parts: Sequence[Tensor], lr: float, watch: Stopwatch) -> tuple[Tensor, Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return values, z, h
+        watch.begin("distortions")
+        return self.update([(crops, self.plan(i)) for i, crops in enumerate(parts)], watch.begin)
 
-    def _graphed_step(self, parts: Sequence[Tensor], lr: float, watch: Stopwatch) -> tuple[dict, Tensor, Tensor]:
+    def _graphed_step(self, parts: Sequence[Tensor], lr: float, watch: Stopwatch) -> tuple[Tensor, Tensor, Tensor]:
         watch.begin("step")  # what happens inside a graph has no times of its own
         plan = self.plan()
         if self.graphed is None:
             self.graphed = graphed.GraphedStep(self, parts[0], plan)
         values, z, h = self.graphed(parts[0], plan, lr)
-        return self._check(values.tolist()), z, h
+        return values.clone(), z, h
 
-    def _check(self, values: list[float]) -> dict[str, float]:
+    def update(
+        self, batches: Sequence[tuple[Tensor, Plan]], begin: Callable[[str], None] = lambda part: None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Forward, backward and optimizer over the parts of a step, crops [B, V, 3, H, W] uint8 and plan each.
+
+        -> values [8] (terms of the objective, norm of the gradient; means over parts and processes), z_dist, h_dist.
+        Whether they are finite is decided on the device: if not, weights, optimizer and buffers stay as they were, from
+        then on (``bad``). Where only gradients overflow under a scaler, this step alone is left out.
+        """
+        totals = None
+        before = [_flat(group) for group in self.buffers]  # batch normalisation changes them in the forward pass
+        self.optimizer.zero_grad(set_to_none=True)
+        for i, (crops, plan) in enumerate(batches):
+            with self.processes.without_averaging(self.learner, skip=i < len(batches) - 1):
+                crops, plan = crops.to(self.device, non_blocking=True), plan.to(self.device, non_blocking=True)
+                out, z, h = self.forward(crops, plan, begin)
+                begin("backward")
+                self.scaler.scale(out.total / len(batches)).backward()
+            terms = torch.stack(self.terms(out)) / len(batches)
+            totals = terms if totals is None else totals + terms
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        values = self.processes.mean(torch.cat([totals, norm.float()[None]]))
+        begin("optimizer")
+        finite = values.isfinite()
+        self.bad.logical_or_(~(finite[:-1] if self.scaler.is_enabled() else finite).all())
+        if self.config.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip, norm)
+        self.optimizer.found_inf = (self.bad | ~finite.all()).float()  # fused optimizers then change nothing
+        self.optimizer.step()
+        self.scaler.update()
+        for group, old in zip(self.buffers, before, strict=True):
+            kept = torch.where(self.bad, old, _flat(group)).split([b.numel() for b in group])
+            torch._foreach_copy_(group, [k.view_as(b) for k, b in zip(kept, group, strict=True)])
+        return values, z.detach(), h.detach()
+
+    def _check(self, step: int, values: list[float]) -> dict[str, float]:
         """Terms and norm by name; FloatingPointError, naming them, where some are not finite."""
         named = dict(zip((*TERMS, "grad_norm"), values, strict=True))
         may_overflow = self.scaler.is_enabled()  # a scaler skips such a step by itself
@@ -194,7 +260,7 @@ class Trainer:
             if not math.isfinite(v) and not (n == "grad_norm" and may_overflow)
         ]
         if bad:
-            raise FloatingPointError(f"step {self.step}: " + ", ".join(bad))
+            raise FloatingPointError(f"step {step}: " + ", ".join(bad))
         return named
 
     # ---- the run -----------------------------------------------------------------------------------------------------
@@ -252,9 +318,8 @@ class Trainer:
             loader = self.loader(self.steps)
             with ExitStack() as stack:
                 watch = Stopwatch(self.device, nvtx, record=bool(profile))
-                logs = loggers.open_loggers(run, c, self.step, self.quiet) if main else []
-                for log in logs:
-                    stack.callback(log.close)
+                for log in self.logs:
+                    stack.push(lambda kind, *_, log=log: log.close(kind is None))
                 bar = stack.enter_context(self.progress())
                 recording = Recording(run.path / "profile", profile if main else 0, self.device)
                 stack.enter_context(recording)
@@ -264,27 +329,24 @@ class Trainer:
                     crops, skipped, error = self.read(loader, stop)
                     ending, error, skipped = processes.share(stop(), error, skipped)
                     if error:
+                        self._report(run, watch, bar)
                         raise TrainingError(f"step {self.step}: {error}; last good checkpoint: {last_checkpoint(run)}")
                     if ending:
                         break
-                    try:
-                        record = self.train_step(crops, watch)
-                    except FloatingPointError as error:
-                        where = f"; the state before this step is in {self.save(run)}" if main else ""
-                        raise TrainingError(f"{error}{where}") from None
+                    self.advance(crops, watch)
                     if main:
                         run.note_skipped(skipped)
-                    for log in logs:
-                        log.write(record)
                     bar.update(self.images())
-                    words = f"step {self.step}/{self.steps} loss {record['loss']['total']:.4g}"
-                    bar.set_postfix_str(words, refresh=False)
+                    saving = c.checkpoint_every and self.step % c.checkpoint_every == 0 and self.step < self.steps
+                    if saving or self.due:
+                        self._report(run, watch, bar)
                     recording.step()
-                    if main and c.checkpoint_every and self.step % c.checkpoint_every == 0 and self.step < self.steps:
-                        for log in logs:
+                    if saving and main:
+                        for log in self.logs:
                             log.sync()  # a checkpoint never runs ahead of the metrics
                         self.save(run)
-                for log in logs:
+                self._report(run, watch, bar)
+                for log in self.logs:
                     log.sync()
             if main:
                 self.save(run)
@@ -298,6 +360,18 @@ class Trainer:
                 f"({str(error).splitlines()[0]}); last good checkpoint: {last_checkpoint(run)}"
             ) from error
         return "finished" if self.step == self.steps else "interrupted"
+
+    def _report(self, run: runs.Run, watch: Stopwatch, bar: tqdm) -> None:
+        """Records of the last steps to all logs; TrainingError, after a checkpoint, where one was not finite."""
+        try:
+            for record in self.fetch(watch):
+                for log in self.logs:
+                    log.write(record)
+                words = f"step {record['step'] + 1}/{self.steps} loss {record['loss']['total']:.4g}"
+                bar.set_postfix_str(words, refresh=False)
+        except FloatingPointError as error:
+            where = f"; the state before this step is in {self.save(run)}" if self.processes.main else ""
+            raise TrainingError(f"{error}{where}") from None
 
     def progress(self) -> tqdm:
         """A bar over images, with images/s and the time left."""
@@ -354,12 +428,30 @@ def open_photos(config: Config, world_size: int = 1) -> Photos:
     return photos.open_photos(refs, max_seconds=config.max_seconds)
 
 
-def make_optimizer(config: Config, model: nn.Module, fused: bool = False) -> torch.optim.Optimizer:
-    """sgd or adamw over all parameters; ``fused``: one kernel for all, able to run inside a CUDA graph."""
-    options = {"lr": config.lr, "weight_decay": config.weight_decay} | ({"fused": True} if fused else {})
+def make_optimizer(config: Config, model: nn.Module, graphed: bool = False) -> torch.optim.Optimizer:
+    """sgd or adamw over all parameters, in the fused form: one kernel for all, which can be told on the device to leave
+    out a step (``found_inf``) and, ``graphed``, can run inside a CUDA graph."""
+    options = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), capturable=fused and config.cuda_graph, **options)
-    return torch.optim.SGD(model.parameters(), momentum=config.momentum, **options)
+        return torch.optim.AdamW(model.parameters(), capturable=graphed, **options)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=config.momentum, **options)
+    if config.momentum:  # torch leaves it uninitialised where the first step is left out
+        for p in (p for p in model.parameters() if p.requires_grad):
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
+
+
+def _by_type(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Tensors in groups of one data type."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for t in tensors:
+        groups.setdefault(t.dtype, []).append(t)
+    return list(groups.values())
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    """Tensors of one type -> a copy of all their elements, [n]."""
+    return torch.cat([t.flatten() for t in tensors])
 
 
 def header(config: Config, world_size: int = 1) -> dict:

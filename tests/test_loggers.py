@@ -6,7 +6,7 @@ import builtins
 
 import pytest
 import torch
-from test_train import TINY
+from test_train import TINY, flags
 
 from shamisa import loggers, runs, train
 from shamisa.config import Config
@@ -75,3 +75,26 @@ def test_wandb_is_asked_for_before_any_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
     assert train.main(["--wandb", "project", "--out", str(tmp_path / "run")]) == 2
     assert "pip install wandb" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_wandb_that_refuses_leaves_nothing(tmp_path, monkeypatch, capsys):
+    """No key, no network, no right: told before any work; a new folder is gone, an old run is as it was."""
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**_):
+        raise wandb.errors.CommError("error 401:\n  not logged in.")
+
+    words = [*flags(**(TINY | {"tensorboard": False, "demo": False})), "--quiet"]
+    stopped = tmp_path / "stopped"
+    assert train.main([*words, "--steps", "2", "--out", str(stopped)]) == 0
+    monkeypatch.setattr(wandb, "init", refuse)
+    expected = "wandb = 'p' must be a project that can be written to, got: error 401: not logged in; WANDB_MODE=offline"
+    assert train.main([*words, "--wandb", "p", "--out", str(tmp_path / "run")]) == 2
+    assert expected in capsys.readouterr().err and not (tmp_path / "run").exists()
+    (tmp_path / "empty").mkdir()
+    assert train.main([*words, "--wandb", "p", "--out", str(tmp_path / "empty")]) == 2
+    assert not list((tmp_path / "empty").iterdir())
+    before = {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file() and p.name != runs.LOCK}
+    assert train.main(["--resume", str(stopped), "--steps", "3", "--wandb", "p", "--quiet"]) == 2
+    assert expected in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file() and p.name != runs.LOCK} == before

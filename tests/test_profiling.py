@@ -88,7 +88,7 @@ def test_interrupted_dry_run_says_so(monkeypatch, capsys):
 
     monkeypatch.setattr(dryrun, "run", interrupt)
     assert train.main([*WORDS, "--dry-run"]) == 130
-    assert capsys.readouterr().err == "shamisa train: interrupted\n"
+    assert capsys.readouterr().err == "shamisa train: interrupted; nothing was written\n"
 
 
 def test_dry_run_of_slow_steps_times_fewer(monkeypatch, capsys):

@@ -388,6 +388,62 @@ def test_nan_stops_with_step_term_and_good_checkpoint(photos, tmp_path, capsys):
     assert not (run.path / "curves.png").exists()
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_values_that_are_looked_at_later_say_the_same(optimizer, photos, tmp_path):
+    """As on a GPU, where a look waits for it: the same records, and the state before a bad step although steps followed."""
+    config = tiny(photos, optimizer=optimizer, steps=6, checkpoint_every=4)
+    found = []
+    for every in (1, 3):
+        trainer, run = train.prepare(config, tmp_path / f"run-{every}", quiet=True)
+        trainer.fetch_every = every
+        assert trainer.fit(run) == "finished"
+        found.append((metrics(run), trainer.model.state_dict()))
+    assert found[0][0] == found[1][0] and len(found[0][0]) == 6
+    for key, value in found[0][1].items():
+        assert torch.equal(value, found[1][1][key]), key
+
+    states = []
+    for every in (1, 3):
+        trainer, run = train.prepare(config, tmp_path / f"bad-{every}", quiet=True)
+        trainer.fetch_every, forward, begun = every, trainer.forward, []
+
+        def spoiled(*words, forward=forward, begun=begun):
+            begun.append(1)
+            out, z, h = forward(*words)
+            return dataclasses.replace(out, total=out.total * torch.nan) if len(begun) == 3 else out, z, h
+
+        trainer.forward = spoiled
+        with pytest.raises(train.TrainingError, match="step 2: total is nan.*the state before this step is in .*0002"):
+            trainer.fit(run)
+        assert len(begun) == (3 if every == 1 else 4) and trainer.step == 2 and len(run.records()) == 2
+        states.append(runs.find_checkpoint(run.path))
+    for a, b in ((s.model_tensors(), s.state_tensors()) for s in states[:1]):
+        for key, value in {**a, **b}.items():
+            assert torch.equal({**states[1].model_tensors(), **states[1].state_tensors()}[key], value), key
+
+
+def test_a_run_that_is_being_trained_is_left_alone(unbroken, photos, tmp_path):
+    """Another process holds its lock; what was killed holds none, and run.json alone cannot tell them apart."""
+    run = runs.Run.create(tmp_path / "run", {})
+    run.release()
+    holder = "import sys, time; from pathlib import Path; from shamisa import runs; run = runs.Run(Path(sys.argv[1])); "
+    holder += "run.claim(); print('held', flush=True); time.sleep(60)"
+    path = os.pathsep.join([str(Path(train.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", holder, str(run.path)]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        assert run.lives()
+        with pytest.raises(runs.RunError, match=f"is being trained by process {process.pid} on "):
+            run.claim()
+        with pytest.raises(runs.RunError, match="holds a run that is being trained"):
+            runs.Run.check_new(run.path)
+        process.kill()
+    assert not run.lives()
+    with pytest.raises(runs.RunError, match="holds a run that was killed"):
+        runs.Run.check_new(run.path)
+    run.claim()
+
+
 def test_full_disk_keeps_the_last_checkpoint(photos, tmp_path, monkeypatch):
     trainer, run = train.prepare(tiny(photos), tmp_path / "run", quiet=True)
     real = runs.save_file

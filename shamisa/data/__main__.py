@@ -7,11 +7,12 @@ as ``DIR/shard-{000000..000009}.tar``, ``-`` for a tar on the standard input, or
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
 
+from ..cli import complain, guard
+from ..files import write_json
 from .decode import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, MIN_SIDE, PhotoError
 from .pack import PackError, pack
 from .photos import open_photos
@@ -67,29 +68,32 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command -> 0 good, 1 something is bad, 2 bad input."""
+    """The command -> 0 good, 1 something is bad, 2 bad input, 130 interrupted."""
     given = make_parser().parse_args(argv)
+    left = f"{given.out} was not made; start it again" if given.command == "pack" else "nothing was written"
+    return guard("data", lambda: run(given), left)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Everything between the command line and the exit status."""
     limits = {name: getattr(given, name) for name in ("min_side", "max_pixels", "max_bytes", "max_seconds")}
+    if given.workers < 0:
+        raise ValueError(f"--workers must be at least 0, got {given.workers}")
     try:
-        if given.workers < 0:
-            raise ValueError(f"--workers must be at least 0, got {given.workers}")
-        if given.command == "verify" and given.json is not None and not given.json.parent.is_dir():
-            raise ValueError(f"--json must lie in an existing folder, got {given.json.parent}")
-        source = open_photos(given.path, **limits)
         if given.command == "verify":
+            if given.json is not None and (given.json.is_dir() or not given.json.parent.is_dir()):
+                raise ValueError(f"--json must be a file in an existing folder, got {given.json}")
+            source = open_photos(given.path, **limits)
             summary = summarize(source, list(survey(source, given.workers, given.quiet)))
             if given.json is not None:
-                given.json.write_text(json.dumps(summary, indent=1) + "\n")
+                write_json(given.json, summary)
             print(describe(summary))
             return 0 if is_good(summary) else 1
         options = {"shard_size": given.shard_size, "shard_count": given.shard_count, "skip_bad": given.skip_bad}
+        source = open_photos(given.path, **limits)
         manifest = pack(source, given.out, workers=given.workers, quiet=given.quiet, **options)
     except (PackError, PhotoError) as error:
-        print(f"shamisa data: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"shamisa data: {error}", file=sys.stderr)
-        return 2
+        return complain("data", error, 1)
     print(
         f"{given.out}: {manifest['photographs']} photographs in {len(manifest['shards'])} shards, "
         f"{manifest['bytes'] / 2**20:.1f} MiB; {len(manifest['skipped'])} left out"

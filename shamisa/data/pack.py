@@ -69,7 +69,10 @@ def pack(
         raise ValueError(f"shard_count must be at most the {len(source)} photographs, got {shard_count}")
     partial = out.with_name(out.name + ".partial")
     _clear(partial)
-    partial.mkdir(parents=True)  # a place that cannot be written to is told before hours of decoding
+    try:
+        partial.mkdir(parents=True)  # a place that cannot be written to is told before hours of decoding
+    except OSError as error:
+        raise ValueError(f"out must be a folder that can be made, got {str(out)!r}: {error.strerror}") from None
     try:
         manifest = _fill(partial, source, names, shard_size or SHARD_SIZE, shard_count, skip_bad, workers, quiet)
         if out.exists():

@@ -178,7 +178,7 @@ class References:
             prefetch_factor=prefetch if workers else None,
             collate_fn=_as_is,
             pin_memory=pin_memory,
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=prepare_worker,
             multiprocessing_context=context if workers else None,
             generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from the global generator
         )
@@ -324,7 +324,7 @@ def _as_is(item: tuple) -> tuple:
     return item
 
 
-def _prepare_worker(worker: int) -> None:
+def prepare_worker(worker: int) -> None:
     """One thread; and a signal to the whole process group does not end a worker that the running step still needs.
 
     The training process finishes its step and then ends its workers; one that is left is gone after LAST_WORDS seconds.

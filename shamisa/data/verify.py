@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..files import hash_file
 from .decode import PhotoError, decode_photo, open_photo, photo_errors, within
 from .photos import EncodedPhotos
+from .readers import prepare_worker
 from .shards import PhotoShards
 
 MANIFEST = "manifest.json"
@@ -76,7 +77,12 @@ def survey(source: EncodedPhotos, workers: int = 0, quiet: bool = True) -> Itera
         quiet: no progress bar.
     """
     loader = DataLoader(
-        _Inspection(source), batch_size=None, sampler=range(len(source)), num_workers=workers, collate_fn=_as_is
+        _Inspection(source),
+        batch_size=None,
+        sampler=range(len(source)),
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=prepare_worker,
     )
     return iter(tqdm(loader, total=len(source), **bar_options(quiet)))
 
