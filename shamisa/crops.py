@@ -1,8 +1,12 @@
-"""The ten crops of images as tensor arithmetic: any device, any size, exportable; the same pixels as ``features.views``.
+"""The ten crops of images, five places at two scales: quickly, and as tensor arithmetic that can be exported.
 
-``features.views`` halves a photograph with PyTorch's antialiased bicubic filter for uint8, which exists on CPUs only and in
-no exchange format. It works in integers: 16-bit weights, a rounding to 8 bits after each of its two passes. Here the same
-integers are matrix products in float64, which holds them exactly, and only the pixels that the crops need are made.
+The places are the four corners and the centre, of the photograph and of the photograph at half size; a side shorter than the
+crop is continued by mirroring about its edge pixels, the photograph in the centre. The half size is the one that training
+sees: ``resize_bicubic``, the bits of Pillow.
+
+``views`` is for photographs in memory, on any device. An exchange format has no such operator: for it ``ten_crops`` writes
+Pillow's integers (22-bit weights, a rounding to 8 bits after each of the two passes) as matrix products in float64, which
+holds them exactly, and makes only the pixels that the crops need.
 """
 
 from __future__ import annotations
@@ -10,15 +14,52 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import ops  # noqa: F401  (defines resize_bicubic)
+
+CROPS, SCALES = 5, 2
 PLACES = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 2))  # (row, column) of the crops: 0 first, 1 last, 2 central
 _TAPS = 9  # 2 * ceil(2 * scale) + 1 of a bicubic filter; halving has 1 <= scale <= 2
-_BITS = 16  # of a signed weight
+_UNIT = 2.0**22  # stands for a weight of 1
 
 
+# ---- photographs -----------------------------------------------------------------------------------------------------
+def half_size(photo: Tensor) -> Tensor:
+    """uint8 [3, H, W] -> [3, ceil(H / 2), ceil(W / 2)], by Pillow's antialiased bicubic filter."""
+    height, width = photo.shape[1:]
+    return torch.ops.shamisa.resize_bicubic(photo, 0, height, 0, width, (height + 1) // 2, (width + 1) // 2)
+
+
+def five_crops(photo: Tensor, crop: int) -> Tensor:
+    """uint8 [3, H, W] -> [5, 3, crop, crop]: top left, top right, bottom left, bottom right, centre."""
+    photo = _mirror(_mirror(photo, 1, crop), 2, crop)
+    places = [(0, n - crop, (n - crop) // 2) for n in photo.shape[1:]]
+    corners = [(places[0][row], places[1][column]) for row, column in PLACES]
+    return torch.stack([photo[:, t : t + crop, left : left + crop] for t, left in corners])
+
+
+def _mirror(photo: Tensor, dim: int, size: int) -> Tensor:
+    """Continue a dimension to at least ``size`` by mirroring about the first and last pixel, as often as it takes."""
+    n = photo.shape[dim]
+    if n >= size:
+        return photo
+    position = torch.arange(size, device=photo.device) - (size - n) // 2
+    period = max(1, 2 * (n - 1))
+    position = position.remainder(period)
+    return photo.index_select(dim, torch.minimum(position, period - position) if n > 1 else position)
+
+
+def views(photo: Tensor, crop: int) -> Tensor:
+    """uint8 [3, H, W] -> [2, 5, 3, crop, crop]: the five crops of the full and of half size; on the photo's device."""
+    if photo.dim() != 3 or photo.shape[0] != 3 or photo.dtype != torch.uint8 or 0 in photo.shape:
+        raise ValueError(f"photo must be uint8 [3, H, W], got {photo.dtype} {list(photo.shape)}")
+    return torch.stack([five_crops(photo, crop), five_crops(half_size(photo), crop)])
+
+
+# ---- the same as tensor arithmetic -----------------------------------------------------------------------------------
 def ten_crops(images: Tensor, crop: int) -> Tensor:
     """Images uint8 [N, 3, H, W] -> their crops uint8 [N, 2, 5, 3, crop, crop]: of full and of half size, five places.
 
-    Equal to ``features.views`` of each image, bit for bit. On the device of ``images``; 25 MB of working memory for an
+    Equal to ``views`` of each image, bit for bit. On the device of ``images``; 25 MB of working memory for an
     image at crop = 224.
     """
     places = torch.tensor(PLACES, device=images.device)
@@ -26,19 +67,13 @@ def ten_crops(images: Tensor, crop: int) -> Tensor:
     full = _take(images, rows[places[:, 0]], cols[places[:, 1]])
     (rows, down), (cols, across) = (_half_filter(images, dim, crop) for dim in (2, 3))
     half = _take(images, rows[places[:, 0]], cols[places[:, 1]]).double()
-    half = _filtered(half @ across.weight[places[:, 1]].mT, across)
-    half = _filtered(down.weight[places[:, 0]] @ half, down)
+    half = _rounded(half @ across[places[:, 1]].mT)
+    half = _rounded(down[places[:, 0]] @ half)
     return torch.stack([full, half.to(torch.uint8)], 1).transpose(2, 3)
 
 
-class _Filter:
-    def __init__(self, weight: Tensor, unit: Tensor) -> None:
-        self.weight = weight  # [3, crop, P] float64, integers
-        self.unit = unit  # [] float64, the power of two that stands for 1
-
-
-def _filtered(total: Tensor, by: _Filter) -> Tensor:
-    return ((total + by.unit / 2) / by.unit).floor().clamp(0, 255)
+def _rounded(total: Tensor) -> Tensor:
+    return ((total + _UNIT / 2) / _UNIT).floor().clamp(0, 255)
 
 
 def _take(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -58,8 +93,9 @@ def _crop_positions(images: Tensor, dim: int, crop: int, half: bool = False) -> 
     return torch.minimum(position, period - position)
 
 
-def _half_filter(images: Tensor, dim: int, crop: int) -> tuple[Tensor, _Filter]:
-    """Halving along a dimension, for the three places: pixels that enter [3, P] int64, and the filter of them."""
+def _half_filter(images: Tensor, dim: int, crop: int) -> tuple[Tensor, Tensor]:
+    """Halving along a dimension, for the three places: pixels that enter [3, P] int64, and their weights [3, crop, P]
+    float64, integers."""
     size, device = images.shape[dim], images.device
     n = torch.full((), size, device=device)
     m = torch.arange((size + 1) // 2, device=device, dtype=torch.float64)  # pixels of the half image
@@ -69,12 +105,11 @@ def _half_filter(images: Tensor, dim: int, crop: int) -> tuple[Tensor, _Filter]:
     last = torch.minimum((center + 2 * scale + 0.5).long(), n)
     tap = first.unsqueeze(1) + torch.arange(_TAPS, device=device)  # [m, _TAPS]
     weight = _bicubic((tap - center.unsqueeze(1) + 0.5) * (1 / scale)) * (tap < last.unsqueeze(1))
-    weight = weight / weight.sum(1, keepdim=True)
-    # as many bits as keep the largest weight of the image in 16
-    powers = torch.tensor([2.0**k for k in range(1, 23)], dtype=torch.float64, device=device)
-    fits = (weight.max() * powers + 0.5).floor() < 2 ** (_BITS - 1)
-    unit = torch.where(fits, powers, 1.0).max()
-    weight = (weight * unit + torch.where(weight < 0, -0.5, 0.5)).trunc()
+    total = weight[:, 0]
+    for i in range(1, _TAPS):  # one after the other, as Pillow adds: every bit counts
+        total = total + weight[:, i]
+    weight = weight / total.unsqueeze(1) * _UNIT
+    weight = (weight + torch.where(weight < 0, -0.5, 0.5)).trunc()
 
     chosen = _crop_positions(images, dim, crop, half=True)  # [3, crop]
     tap, weight = tap[chosen], weight[chosen]
@@ -82,7 +117,7 @@ def _half_filter(images: Tensor, dim: int, crop: int) -> tuple[Tensor, _Filter]:
     span = 2 * crop + _TAPS
     dense = torch.zeros(3, crop, span, dtype=torch.float64, device=device)
     dense = dense.scatter_add(2, (tap - start.unsqueeze(2)).clamp(max=span - 1), weight)
-    return torch.minimum(start + torch.arange(span, device=device), n - 1), _Filter(dense, unit)
+    return torch.minimum(start + torch.arange(span, device=device), n - 1), dense
 
 
 def _bicubic(x: Tensor) -> Tensor:

@@ -14,9 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from . import iqa_sets, metrics, probe, ridge, runs, splits
-from .labels import LabelError, read_csv
+from .labels import LabelError, Labels, read_csv
 from .protocol import finite, median, probe_split, without
 
 SHOWN = (("SRCC", "srcc"), ("PLCC", "plcc"))
@@ -68,18 +70,19 @@ def run_cross(given: argparse.Namespace) -> dict:
 
     records, unreadable = [], []
     for i, (checkpoint, extractor) in enumerate(extractors):
-        features, labels, kept = {}, {}, {}
+        means, labels, rows = {}, {}, {}
         for name, source in sources.items():
             found = source.extract(extractor, f"{checkpoint} {name}", not given.quiet)
             read = source.labels.take(found.kept)
             if not i:
                 failed = found.failed.items()
                 unreadable += [{"set": name, "file": source.labels.files[k], "reason": e.reason} for k, e in failed]
-            kept[name] = [splits.check_split(read, without(s, found.kept)) for s in chosen[name]]
-            features[name], labels[name] = found.values, read
-        matrix = {}
-        for name in sources:
-            matrix[name] = _row(name, features, labels, kept[name], extractor.device)
+            kept = [splits.check_split(read, without(s, found.kept)) for s in chosen[name]]
+            rows[name] = _fit(found.values, read, kept, extractor.device)
+            # all that the other sets' regressors need: the crops of one set at a time are in memory
+            means[name], labels[name] = found.values.mean(1), read
+            del found
+        matrix = {name: _row(name, *rows[name], means, labels) for name in sources}
         records.append(
             {
                 "checkpoint": checkpoint,
@@ -130,20 +133,26 @@ def run_cross(given: argparse.Namespace) -> dict:
     return results
 
 
-def _row(name: str, features: dict, labels: dict, kept: list[splits.Split], device) -> dict[str, dict]:
-    """Numbers of the regressor of one set on all sets, {tested on: numbers}."""
-    X, y = features[name], labels[name].quality()
-    within = replace(labels[name], score=y, low=0.0, high=1.0, lower_better=False)
+def _fit(X: Tensor, labels: Labels, kept: list[splits.Split], device: torch.device) -> tuple[ridge.Ridge, dict]:
+    """A set's own features [n, 5, 2F] -> the regressor of the whole set, and the numbers within it."""
+    y = labels.quality()
+    within = replace(labels, score=y, low=0.0, high=1.0, lower_better=False)
     numbers = [probe_split(X, within, s, device)[0] for s in kept]
     alpha = ridge.ALPHAS[int(np.nanargmax(np.mean([x["val_srccs"] for x in numbers], 0)))]
-    model = ridge.fit_path(X, y, [alpha], device)
+    n = int(np.median([x["n"]["test"] for x in numbers]))
+    return ridge.fit_path(X, y, [alpha], device), {"n": n, "alpha": alpha, **median(numbers)}
+
+
+def _row(name: str, model: ridge.Ridge, within: dict, means: dict[str, Tensor], labels: dict) -> dict[str, dict]:
+    """Numbers of the regressor of one set on all sets, {tested on: numbers}; means are features [n, 2F] over the crops."""
     found = {}
-    for other in features:
+    for other, X in means.items():
         if other == name:
-            found[other] = {"n": int(np.median([x["n"]["test"] for x in numbers])), "alpha": alpha, **median(numbers)}
+            found[other] = within
             continue
-        prediction = model.predict(features[other])[:, 0].cpu().numpy()
-        found[other] = {"n": len(prediction), "alpha": alpha, **metrics.summary(prediction, labels[other].quality())}
+        prediction = model.predict(X)[:, 0].cpu().numpy()
+        numbers = metrics.summary(prediction, labels[other].quality())
+        found[other] = {"n": len(prediction), "alpha": within["alpha"], **numbers}
     return found
 
 

@@ -1,8 +1,8 @@
 """Frozen features of photographs of any size: five crops at two scales, from files or tensors, with a cache.
 
 Protocol (ARNIQA, arXiv 2310.14918, and SHAMISA): the four corner crops and the central one, of the photograph and of the
-photograph at half size; the features of the two scales are concatenated crop by crop, so a photograph gives [5, 2F].
-A side shorter than the crop is continued by mirroring about its edge pixels, the photograph in the centre.
+photograph at half size (``crops.views``); the features of the two scales are concatenated crop by crop, so a photograph
+gives [5, 2F].
 """
 
 from __future__ import annotations
@@ -21,49 +21,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
+from .crops import CROPS, SCALES, views
 from .data.decode import at_least
 from .data.photos import MAX_PIXELS, PhotoError, read_photo
 from .engine import normalize
 from .files import hash_file
 
-CROPS, SCALES = 5, 2
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
 _LARGE = 10_000_000  # pixels from which memory is returned after a photograph, which takes milliseconds
-_FORMAT = 1  # of the cache: changes with anything that changes features
-
-
-def half_size(photo: Tensor) -> Tensor:
-    """uint8 [3, H, W] -> [3, ceil(H / 2), ceil(W / 2)], antialiased bicubic."""
-    height, width = ((n + 1) // 2 for n in photo.shape[1:])
-    return interpolate(photo.unsqueeze(0), (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
-
-
-def five_crops(photo: Tensor, crop: int) -> Tensor:
-    """uint8 [3, H, W] -> [5, 3, crop, crop]: top left, top right, bottom left, bottom right, centre."""
-    photo = _mirror(_mirror(photo, 1, crop), 2, crop)
-    bottom, right = (n - crop for n in photo.shape[1:])
-    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
-    return torch.stack([photo[:, t : t + crop, left : left + crop] for t, left in corners])
-
-
-def _mirror(photo: Tensor, dim: int, size: int) -> Tensor:
-    """Continue a dimension to at least ``size`` by mirroring about the first and last pixel, as often as it takes."""
-    n = photo.shape[dim]
-    if n >= size:
-        return photo
-    position = torch.arange(size) - (size - n) // 2
-    period = max(1, 2 * (n - 1))
-    position = position.remainder(period)
-    return photo.index_select(dim, torch.minimum(position, period - position) if n > 1 else position)
-
-
-def views(photo: Tensor, crop: int) -> Tensor:
-    """uint8 [3, H, W] -> [2, 5, 3, crop, crop]: the five crops of the full and of half size."""
-    if photo.dim() != 3 or photo.shape[0] != 3 or photo.dtype != torch.uint8 or 0 in photo.shape:
-        raise ValueError(f"photo must be uint8 [3, H, W], got {photo.dtype} {list(photo.shape)}")
-    return torch.stack([five_crops(photo, crop), five_crops(half_size(photo), crop)])
+_FORMAT = 2  # of the cache: changes with anything that changes features
 
 
 def by_crop(h: Tensor) -> Tensor:
@@ -168,7 +135,7 @@ class Extractor:
         return by_crop(h)
 
     def __call__(self, photos: Sequence[Tensor]) -> Tensor:
-        """Photographs uint8 [3, H, W], of any sizes -> features [n, 5, 2F] float32 on the CPU."""
+        """Photographs uint8 [3, H, W], of any sizes, on any device -> features [n, 5, 2F] float32 on the CPU."""
         parts = [photos[i : i + self.batch] for i in range(0, len(photos), self.batch)]
         return torch.cat([self.encode(torch.stack([views(p, self.crop) for p in part])) for part in parts])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,6 +130,8 @@ def read_csv(
     reader = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in header else ",")
     columns = [c for c in reader.fieldnames or [] if c is not None]
     found = f"found {', '.join(columns) or 'an empty file'}"
+    if len(columns) == 1 and ";" in header:
+        raise LabelError(f"columns of {path} must be separated by commas or tabs, got semicolons: {header.strip()}")
 
     def column(what: str, given: str | None, option: str, accepted: tuple[str, ...]) -> str:
         if given is not None:
@@ -154,6 +157,9 @@ def read_csv(
     seen: dict[str, int] = {}
     for row in reader:
         where = f"{path} line {reader.line_num}"
+        if any(cell.strip() for cell in row.get(None, ())):  # a decimal comma, or a comma in a name without quotes
+            got = len(columns) + len(row[None])
+            raise LabelError(f"{where} must have the {len(columns)} cells of the header, got {got}")
         file = (row[file_name] or "").strip().replace("\\", "/")
         if not file:
             raise LabelError(f"{where} must name a file, got an empty {file_name}")
@@ -161,7 +167,7 @@ def read_csv(
             raise LabelError(f"{where} names {file} again (first in line {seen[file]})")
         seen[file] = reader.line_num
         files.append(file)
-        scores.append(read_number(row[score_name], f"{where}: {score_name}"))
+        scores.append(read_number(row[score_name] or "", f"{where}: {score_name}"))
         for key in extra:
             extra[key].append((row[optional[key]] or "").strip())
             if key == "split":
@@ -184,12 +190,20 @@ def _part(text: str, where: str) -> str:
 
 
 def find_files(labels: Labels, root: str | os.PathLike) -> list[Path]:
-    """Paths of all images, [n]. Names that differ from the disk in upper and lower case only are found (TID2013's do).
+    """Paths of all images, [n]. Names that differ from the disk only in upper and lower case (TID2013's do)
+    or in how Unicode composes a letter are found.
 
     Raises:
-        LabelError: the root is no folder, or files are missing: how many, and the first.
+        LabelError: the root is no folder; files are missing: how many, and the first; one image under two names (it could
+            be in train and test).
     """
-    return _find(labels.files, Path(root), f"images of {labels.name}", "")
+    paths = _find(labels.files, Path(root), f"images of {labels.name}", "")
+    first: dict[str, str] = {}
+    for name, path in zip(labels.files, paths, strict=True):
+        other = first.setdefault(os.path.abspath(path), name)
+        if other != name:
+            raise LabelError(f"{labels.name} must name every image once, got {other} and {name}, which are one file")
+    return paths
 
 
 def find_references(labels: Labels, root: str | os.PathLike, layout: str = "") -> list[Path]:
@@ -210,6 +224,10 @@ def find_references(labels: Labels, root: str | os.PathLike, layout: str = "") -
 def _find(names: list[str], root: Path, what: str, layout: str) -> list[Path]:
     if not root.is_dir():
         raise LabelError(f"root must be a folder with the images, got {root}, which is not a folder")
+
+    def plain(name: str) -> str:  # é can be one character or two
+        return unicodedata.normalize("NFC", name).lower()
+
     listings: dict[Path, dict[str, str]] = {}
     found: dict[str, Path] = {}
     missing = []
@@ -218,8 +236,8 @@ def _find(names: list[str], root: Path, what: str, layout: str) -> list[Path]:
         if not path.is_file():
             folder = path.parent
             if folder not in listings:
-                listings[folder] = {e.lower(): e for e in os.listdir(folder)} if folder.is_dir() else {}
-            path = folder / listings[folder].get(path.name.lower(), path.name)
+                listings[folder] = {plain(e): e for e in os.listdir(folder)} if folder.is_dir() else {}
+            path = folder / listings[folder].get(plain(path.name), path.name)
             if not path.is_file():
                 missing.append(name)
         found[name] = path

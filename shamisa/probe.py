@@ -82,7 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     labels = parser.add_argument_group("labels: one of --labels, --dataset and --cross")
     labels.add_argument("--labels", metavar="CSV", help="columns file, score[, reference, distortion, level, split]")
-    labels.add_argument("--dataset", choices=tuple(iqa_sets.SETS), help="a published set, in its own layout")
+    labels.add_argument(
+        "--dataset", type=str.lower, choices=tuple(iqa_sets.SETS), help="a published set, in its own layout"
+    )
     labels.add_argument(
         "--cross",
         nargs="+",
@@ -196,7 +198,8 @@ def read_splits(given: argparse.Namespace, labels: Labels) -> list[Split]:
 
 
 def open_extractors(given: argparse.Namespace) -> list[tuple[str, Extractor]]:
-    """(name, extractor) of --checkpoint, --untrained and --compare."""
+    """(name, extractor) of --checkpoint, --untrained and --compare. Each is tried on blank crops: one that cannot take them
+    is a ValueError now, and not when the others have gone through all images."""
     encoders = [(given.checkpoint, open_encoder(given.checkpoint, given.seed))]
     if given.untrained:
         if not isinstance(encoders[0][1], Encoder):
@@ -206,7 +209,14 @@ def open_extractors(given: argparse.Namespace) -> list[tuple[str, Extractor]]:
     encoders += [(name, open_encoder(name, given.seed)) for name in given.compare]
     device = choose_device(given.device)
     options = {n: getattr(given, n) for n in ("crop", "batch", "workers", "cache")}
-    return [(name, Extractor(e, device=device, **options)) for name, e in encoders]
+    found = [(name, Extractor(e, device=device, **options)) for name, e in encoders]
+    blank = torch.zeros(1, SCALES, CROPS, 3, given.crop, given.crop, dtype=torch.uint8)
+    for name, extractor in found:
+        try:
+            extractor.encode(blank)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{name} fails on blank crops of {given.crop} pixels: {error}") from None
+    return found
 
 
 def describe_protocol(given: argparse.Namespace) -> dict:
@@ -253,6 +263,8 @@ def run(given: argparse.Namespace) -> dict:
 
     Raises ValueError or RuntimeError for bad input, before any features are computed.
     """
+    if not 0 <= given.seed < 1 << 63:
+        raise ValueError(f"--seed must lie in 0..2^63-1, got {given.seed}")
     if given.cross is not None:
         from .cross import run_cross
 

@@ -119,6 +119,14 @@ def table(rows: list[tuple[str, list[dict]]]) -> str:
         "PLCC* is after a 4-parameter logistic fitted on the test images"
         + (f"; medians of {len(rows[0][1])} splits" if several else "")
     )
+    low, high = ridge.ALPHAS[[0, -1]]
+    for name, numbers in rows:
+        ends = sum(x["alpha"] in (low, high) for x in numbers)
+        if ends:
+            where = f" in {ends} of {len(numbers)} splits" if several else ""
+            lines.append(
+                f"{name}: the strength is an end of the range {low:g} to {high:g}{where}; a better one may lie beyond"
+            )
     return "\n".join(lines)
 
 

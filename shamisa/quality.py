@@ -7,10 +7,10 @@ import os
 import torch
 from torch import Tensor, nn
 
-from .crops import ten_crops
+from .crops import ten_crops, views
 from .data.decode import at_least
 from .engine import IMAGENET_MEAN, IMAGENET_STD
-from .features import by_crop, views
+from .features import by_crop
 from .ridge import Regressor
 
 SLACK = 1e-3  # of floating images beyond 0..1, a quarter of a level: rounding, of float16 or a normalisation and its inverse
@@ -104,9 +104,9 @@ class QualityNet(nn.Module):
 
     def crops(self, images: Tensor) -> Tensor:
         """Images uint8 [N, 3, H, W] -> crops uint8 [N, 2, 5, 3, crop, crop]."""
-        if images.is_cpu and not torch.compiler.is_compiling():
-            return torch.stack([views(i, self.crop) for i in images])  # the same pixels, sooner
-        return ten_crops(images, self.crop)
+        if torch.compiler.is_compiling():
+            return ten_crops(images, self.crop)
+        return torch.stack([views(i, self.crop) for i in images])  # the same pixels, sooner
 
     def forward(self, images: Tensor, normalized: bool = False) -> Tensor:
         """Images [N, 3, H, W], uint8 or floating 0..1 (or normalised), any device -> scores [N] float32; no gradient."""

@@ -1,4 +1,4 @@
-"""Crops, mirroring and half size against definitions; extraction from files, its cache, and files that cannot be read."""
+"""Extraction from files, its cache, and files that cannot be read."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from shamisa import features
+from shamisa import crops, features
 from shamisa.data.photos import PhotoError
 from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD
 
@@ -42,53 +42,13 @@ def files(tmp_path):
     return [*paths[:2], tmp_path / "torn.png", *paths[2:], tmp_path / "missing.png"]
 
 
-def test_five_crops_are_corners_and_centre():
-    p = photo(20, 31)
-    crops = features.five_crops(p, 8)
-    expected = [p[:, :8, :8], p[:, :8, -8:], p[:, -8:, :8], p[:, -8:, -8:], p[:, 6:14, 11:19]]
-    assert torch.equal(crops, torch.stack(expected))
-
-
-@pytest.mark.parametrize("height, width", [(1, 1), (1, 5), (2, 7), (5, 40), (7, 8), (8, 8)])
-def test_small_photographs_are_mirrored(height, width):
-    p = photo(height, width)
-    crop = 16
-    crops = features.five_crops(p, crop)
-    assert crops.shape == (5, 3, crop, crop)
-
-    def mirrored(i, n):  # walk from pixel to pixel, turning round at the ends
-        position, step = 0, 1 if i >= 0 else -1
-        for _ in range(abs(i)):
-            if n == 1:
-                return 0
-            if not 0 <= position + step < n:
-                step = -step
-            position += step
-        return position
-
-    rows = [mirrored(i - (crop - height) // 2, height) for i in range(crop)]
-    assert torch.equal(
-        crops[0], p[:, rows][:, :, [mirrored(i - max(0, (crop - width) // 2), width) for i in range(crop)]]
-    )
-
-
-def test_half_size_is_a_smooth_halving():
-    flat = torch.full((3, 9, 12), 77, dtype=torch.uint8)
-    assert torch.equal(features.half_size(flat), torch.full((3, 5, 6), 77, dtype=torch.uint8))
-    stripes = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    stripes[:, :, ::2] = 200  # finer than half size can show: antialiasing leaves grey
-    half = features.half_size(stripes)[:, 4:-4, 4:-4].float()
-    assert_close(half, torch.full_like(half, 100), atol=6, rtol=0)
-
-
 def test_features_hold_both_scales_crop_by_crop():
     p = photo(40, 50)
     extractor = features.Extractor(Means(), crop=16)
     found = extractor([p])
     assert found.shape == (1, 5, 6) and found.dtype == torch.float32
     full, half = (
-        c.float().mean((2, 3)) / 255
-        for c in (features.five_crops(p, 16), features.five_crops(features.half_size(p), 16))
+        c.float().mean((2, 3)) / 255 for c in (crops.five_crops(p, 16), crops.five_crops(crops.half_size(p), 16))
     )
     assert_close(found[0], torch.cat([full, half], 1), atol=1e-6, rtol=1e-5)
 
@@ -160,8 +120,8 @@ def test_hash_tells_encoders_apart():
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: features.views(photo(8, 8).float(), 4), ValueError, "photo must be uint8"),
-        (lambda: features.views(photo(8, 8)[:1], 4), ValueError, r"got torch.uint8 \[1, 8, 8\]"),
+        (lambda: crops.views(photo(8, 8).float(), 4), ValueError, "photo must be uint8"),
+        (lambda: crops.views(photo(8, 8)[:1], 4), ValueError, r"got torch.uint8 \[1, 8, 8\]"),
         (lambda: features.Extractor(Means(), crop=0), ValueError, "crop must be"),
         (lambda: features.Extractor(Means(), batch=1.5), ValueError, "batch must be"),
         (lambda: features.Extractor(Means(float("nan")), crop=8)([photo(9, 9)]), RuntimeError, "finite features"),

@@ -155,7 +155,9 @@ def test_csv_columns(tmp_path):
         ("file,score\na,1\n", {"score_column": "mos"}, r"score column mos \(--score-column\), found file, score"),
         ("file,score\na,1\n", {"file_column": "f"}, r"file column f \(--file-column\)"),
         ("file,score\na,1\nb,good\n", {}, "line 3: score must be a number, got 'good'"),
-        ("file,score\na,1\nb\n", {}, "line 3: score must be a number, got None"),
+        ("file,score\na,1\nb\n", {}, "line 3: score must be a number, got ''"),
+        ("file,score\na,1\nb,0,5\n", {}, "line 3 must have the 2 cells of the header, got 3"),
+        ("file;score\na;1\n", {}, "separated by commas or tabs, got semicolons: file;score"),
         ("file,score\na,nan\n", {}, "must be finite"),
         ("file,score\na,1\na,2\n", {}, r"line 3 names a again \(first in line 2\)"),
         ("file,score\n,1\n", {}, "line 2 must name a file"),
@@ -206,6 +208,11 @@ def test_files_are_found_whatever_the_case(tmp_path):
         write(tmp_path, name, "x")
     found = iqa_sets.find_files(Labels("s", ["a/i01.bmp", "a/i02.bmp"], np.zeros(2), 0, 1, False), tmp_path)
     assert [p.name.lower() for p in found] == ["i01.bmp", "i02.bmp"] and all(p.is_file() for p in found)
+    write(tmp_path, "a/e\u0301.png", "x")
+    found = iqa_sets.find_files(Labels("s", ["a/\u00e9.png"], np.zeros(1), 0, 1, False), tmp_path)
+    assert found[0].is_file()
+    with pytest.raises(LabelError, match="every image once, got a/i02.bmp and ./a/I02.bmp, which are one file"):
+        iqa_sets.find_files(Labels("s", ["a/i02.bmp", "./a/I02.bmp"], np.zeros(2), 0, 1, False), tmp_path)
     with pytest.raises(LabelError, match="2 of 3 images of s are missing .* first is a/x.bmp"):
         iqa_sets.find_files(Labels("s", ["a/i02.bmp", "a/x.bmp", "b/y.bmp"], np.zeros(3), 0, 1, False), tmp_path)
     with pytest.raises(LabelError, match="root must be a folder"):

@@ -208,6 +208,8 @@ def test_regressors_that_cannot_be_read(tmp_path, content, message):
         ({"--device": "cuda:99"}, "device cuda:99 is not there"),
         ({"--device": "gpu"}, "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         ({"--crop": "0"}, "crop must be an integer of at least 1"),
+        ({"--crop": "4", "--compare": ["statistics"]}, "statistics fails on blank crops of 4 pixels: x must be"),
+        ({"--seed": "-1"}, r"--seed must lie in 0\.\.2\^63-1, got -1"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, dict) else "",
 )

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.testing import assert_allclose
 
-from shamisa import metrics, protocol
+from shamisa import metrics, protocol, ridge
 from shamisa.labels import Labels
 
 RNG = np.random.default_rng(0)
@@ -54,6 +54,17 @@ def test_printed_groups_name_every_encoder():
     both = protocol.group_table([("one", numbers), ("two", numbers)])
     assert "encoders: 1 one, 2 two" in both and len(next(x for x in both.splitlines() if "jpeg" in x).split()) == 6
     assert protocol.group_table([("one", [{"groups": {}}])]) == ""
+
+
+def test_a_strength_at_the_end_of_the_range_is_told():
+    def split(alpha):
+        return {"n": {"test": 12}, "alpha": alpha, **metrics.summary(PREDICTION, SCORE)}
+
+    inside, end = ("middle", [split(1.0)]), ("end", [split(ridge.ALPHAS[-1])])
+    assert "may lie beyond" not in protocol.table([inside])
+    assert "end: the strength is an end of the range 0.001 to 1000; a" in protocol.table([inside, end])
+    several = protocol.table([("x", [split(1.0), split(ridge.ALPHAS[0])])])
+    assert "x: the strength is an end of the range 0.001 to 1000 in 1 of 2 splits" in several
 
 
 def test_nan_is_null_in_json():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_relation_cuda import emulated, run  # noqa: F401
 from torch.testing import assert_close
 
 import shamisa
@@ -46,6 +47,22 @@ def test_same_bits_as_pillow(case, layout):
     assert_close(got, wanted, rtol=0, atol=0)
     assert got.is_contiguous() and got.shape == (3, height, width)
     assert_close(x, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layout", ["interleaved part", "planes", "transposed"])
+@pytest.mark.parametrize("case", CASES[:-1], ids=str)
+def test_cuda_kernel_gives_the_same_bits(run, case, layout):  # noqa: F811
+    rows, columns, rectangle, height, width = case
+    x = photo(rows, columns, layout)
+    wanted = TABLE["resize_bicubic"](x, *rectangle, height, width)
+    assert_close(run("resize_bicubic", x, *map(float, rectangle), height, width), wanted, rtol=0, atol=0)
+
+
+def test_cuda_kernel_on_wide_images(run):  # noqa: F811
+    """More columns than one block of threads has."""
+    x = photo(3, 700, "interleaved part")
+    for arguments in ((x, 0.0, 3.0, 0.0, 700.0, 2, 350), (x, 0.5, 2.25, 99.5, 480.0, 3, 190)):
+        assert_close(run("resize_bicubic", *arguments), TABLE["resize_bicubic"](*arguments), rtol=0, atol=0)
 
 
 def test_opcheck():

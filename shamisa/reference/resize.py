@@ -25,7 +25,7 @@ def resize_bicubic(
 ) -> Tensor:
     """A rectangle of a photograph in another size: Pillow's antialiased bicubic filter (a = -0.5).
 
-    Rows are shortened first, then columns, with 8 bits between. The CPU kernel gives the same bits.
+    Rows are shortened first, then columns, with 8 bits between. The kernels give the same bits.
 
     Args:
         photo: uint8 [3, H, W].
