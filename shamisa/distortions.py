@@ -14,18 +14,30 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Distortion:
-    """One row of the table."""
+    """One row of the table.
+
+    Attributes:
+        name: what ``shamisa.distort`` calls it, the key of ``DISTORTIONS``.
+        group: blur, color, compression, noise, brightness, spatial or contrast; a chain has at most one of each.
+        levels: the raw parameter at the five levels, mild to severe.
+        integer: the published engine rounds the parameter to an integer.
+        random: the result depends on a key.
+        opcode: position in the table, the number that plans and kernels use.
+        discrete: the parameter is an integer by nature (a count, a quality), so kernels round it.
+        low, high: smallest and largest parameter that a kernel accepts.
+        min_size: smallest height and width, pixels.
+    """
 
     name: str
     group: str
-    levels: tuple[float, float, float, float, float]  # raw parameter at the five levels, mild to severe
-    integer: bool  # the published engine rounds the parameter to an integer
-    random: bool  # the result depends on a key
-    opcode: int  # position in the table, the number that plans and kernels use
-    discrete: bool  # the parameter is an integer by nature (a count, a quality), so kernels round it
-    low: float  # smallest parameter that a kernel accepts
-    high: float  # largest one
-    min_size: int  # smallest height and width in pixels
+    levels: tuple[float, float, float, float, float]
+    integer: bool
+    random: bool
+    opcode: int
+    discrete: bool
+    low: float
+    high: float
+    min_size: int
 
 
 def _table() -> dict[str, Distortion]:

@@ -7,15 +7,16 @@ step, position in the batch), so it never has to be stored, and a saved one rege
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from . import ops
 from .distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
-from .reference.distort import check_size
+from .reference.distort import SOURCE_TYPES, check_size
 from .reference.philox import DOMAIN_IMAGE, DOMAIN_PLAN, DOMAIN_VIEW, derive_key, index, normal_pair, uniform, words
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,14 +31,22 @@ class Plan:
 
     Only the stage ``varying`` differs in severity between the levels of a composition. Stages with equal keys at all levels
     have one realisation.
+
+    Attributes:
+        opcode: [B, C, D] int64, position in the distortion table; -1 pads.
+        severity: [B, C, L, D] float32 in 0..4.
+        value: [B, C, L, D] float32, the raw parameter.
+        length: [B, C] int64, number of stages, 1..D.
+        varying: [B, C] int64, which stage varies.
+        key: [B, C, L, D] int64, where the random numbers of a stage come from.
     """
 
-    opcode: Tensor  # [B, C, D] int64, position in the distortion table; -1 pads
-    severity: Tensor  # [B, C, L, D] float32 in 0..4
-    value: Tensor  # [B, C, L, D] float32, the raw parameter
-    length: Tensor  # [B, C] int64, number of stages, 1..D
-    varying: Tensor  # [B, C] int64, which stage varies
-    key: Tensor  # [B, C, L, D] int64, where the random numbers of a stage come from
+    opcode: Tensor
+    severity: Tensor
+    value: Tensor
+    length: Tensor
+    varying: Tensor
+    key: Tensor
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -86,7 +95,9 @@ class Plan:
             raise ValueError("plan was made with another table of distortions")
         try:
             tensors = {
-                n: torch.tensor(content[n], dtype=torch.float32 if n in ("severity", "value") else torch.int64)
+                n: torch.tensor(
+                    content[n], dtype=torch.float32 if n in ("severity", "value") else torch.int64, device="cpu"
+                )
                 for n in names
             }
         except (TypeError, ValueError, RuntimeError) as error:
@@ -110,7 +121,7 @@ class Plan:
             t = getattr(self, name)
             if tuple(t.shape) != shape or t.dtype != dtype:
                 raise ValueError(f"{name} must be {dtype} {list(shape)}, got {t.dtype} {list(t.shape)}")
-        if self.opcode.device.type == "cpu":
+        if self.opcode.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_contents()
         return self
 
@@ -122,7 +133,7 @@ class Plan:
             raise ValueError(f"length must lie in 1..D = {D}, got {self.length.min()}..{self.length.max()}")
         if not bool(((self.varying >= 0) & (self.varying < self.length)).all()):
             raise ValueError("varying must lie in 0..length-1")
-        if not bool(((torch.arange(D) < self.length.unsqueeze(-1)) == (self.opcode >= 0)).all()):
+        if not bool(((torch.arange(D, device="cpu") < self.length.unsqueeze(-1)) == (self.opcode >= 0)).all()):
             raise ValueError("opcode must be >= 0 in the first `length` stages and -1 after them")
         if not bool((torch.isfinite(self.value) & (self.severity >= 0) & (self.severity <= 4)).all()):
             raise ValueError("value must be finite and severity in 0..4")
@@ -162,8 +173,8 @@ def distort(
     images: Tensor,
     name: str,
     *,
-    severity: float | Tensor | None = None,
-    value: float | Tensor | None = None,
+    severity: float | Sequence[float] | Tensor | None = None,
+    value: float | Sequence[float] | Tensor | None = None,
     seed: int = 0,
     backend: str = "auto",
 ) -> Tensor:
@@ -173,9 +184,9 @@ def distort(
         images: ``[N, 3, H, W]`` or ``[3, H, W]``, RGB, uint8 in 0..255 or floating in 0..1 (clamped; NaN counts as 0), any
             strides, CPU or CUDA. Never modified.
         name: a key of ``shamisa.DISTORTIONS``.
-        severity: position in the level table, 0 (mildest) to 4, a number or ``[N]``; linear between levels, the parameter
+        severity: position in the level table, 0 (mildest) to 4, one number or N of them; linear between levels, the parameter
             rounded where the row says integer. Exactly one of ``severity`` and ``value``.
-        value: the raw parameter, a number or ``[N]``, within the row's ``low`` and ``high``.
+        value: the raw parameter, one number or N of them, within the row's ``low`` and ``high``.
         seed: random distortions are a pure function of (seed, position in the batch, image).
         backend: ``"auto"`` the compiled kernel for the device if there is one, else the reference; ``"native"`` the compiled
             kernel or a RuntimeError; ``"reference"`` pure PyTorch.
@@ -187,17 +198,15 @@ def distort(
         TypeError, ValueError: a bad argument, named, with what was expected and what came.
         RuntimeError: ``backend="native"`` without a compiled kernel.
     """
-    if name not in DISTORTIONS:
+    if not isinstance(name, str) or name not in DISTORTIONS:
         raise ValueError(f"name must be one of shamisa.DISTORTIONS {list(NAMES)}, got {name!r}")
     row = DISTORTIONS[name]
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
     if images.dim() not in (3, 4) or images.shape[-3] != 3 or images.numel() == 0:
         raise ValueError(f"images must be [N, 3, H, W] or [3, H, W] with N, H, W >= 1, got {list(images.shape)}")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise TypeError(f"images must be uint8 or floating, got {images.dtype}")
-    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must be a 64-bit integer, got {seed!r}")
+    _check_images("images", images)
+    seed = _seed(seed)
     check_size(row, *images.shape[-2:])  # here, because the op does not read op codes on a GPU
     batch = images.detach() if images.dim() == 4 else images.detach().unsqueeze(0)
     n = batch.shape[0]
@@ -207,12 +216,16 @@ def distort(
         )
     if severity is not None:
         s = _per_image("severity", severity, n, 0.0, 4.0)
-        v = value_at(s, torch.full((n,), row.opcode))
+        v = value_at(s, torch.full((n,), row.opcode, device="cpu"))
         v = v.round() if row.integer else v
     else:
         v = _per_image("value", value, n, row.low, row.high)
-    position = torch.arange(n)
-    key = derive_key(torch.tensor(seed), position, domain=DOMAIN_IMAGE) if row.random else torch.zeros_like(position)
+    position = torch.arange(n, device="cpu")
+    key = (
+        derive_key(torch.tensor(seed, device="cpu"), position, domain=DOMAIN_IMAGE)
+        if row.random
+        else torch.zeros_like(position)
+    )
     device = batch.device
     out = ops.run_distort(
         batch,
@@ -226,11 +239,29 @@ def distort(
     return out if images.dim() == 4 else out[0]
 
 
-def _per_image(name: str, given: float | Tensor, n: int, low: float, high: float) -> Tensor:
+def _check_images(name: str, images: Tensor) -> None:
+    if images.dtype not in SOURCE_TYPES:
+        raise TypeError(f"{name} must be uint8, float16, bfloat16, float32 or float64, got {images.dtype}")
+    if images.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {images.layout}")
+
+
+def _seed(seed: int) -> int:
+    if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must be a 64-bit integer, got {seed!r}")
+    return int(seed)
+
+
+def _per_image(name: str, given: float | Sequence[float] | Tensor, n: int, low: float, high: float) -> Tensor:
     """A number or [N] -> float64 [N] on the CPU, checked to lie in low..high."""
-    if not isinstance(given, (int, float, Tensor)):
-        raise TypeError(f"{name} must be a number or a tensor [N], got {type(given).__name__}")
-    t = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
+    if isinstance(given, Real):  # compared as a number, so that torch.compile can see through
+        if not low <= given <= high:
+            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {given}")
+        return torch.full((n,), float(given), dtype=torch.float64, device="cpu")
+    try:
+        t = torch.as_tensor(given, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number or [N] numbers, got {given!r}") from None
     if t.dim() > 1 or (t.dim() == 1 and t.shape[0] != n):
         raise ValueError(f"{name} must be a number or [N] = [{n}], got {list(t.shape)}")
     t = t.expand(n)
@@ -298,6 +329,15 @@ class DistortionEngine:
         self.severity, self.continuous, self.order = severity, continuous, order
         self.noise, self.rounding, self.reuse_prefix = noise, rounding, reuse_prefix
 
+    def __repr__(self) -> str:
+        names = [NAMES[code] for group in self.groups for code in group]
+        return (
+            f"DistortionEngine(compositions={self.compositions}, levels={self.levels}, "
+            f"max_distortions={self.max_distortions}, severity={self.severity!r}, continuous={self.continuous}, "
+            f"order={self.order!r}, noise={self.noise!r}, rounding={self.rounding!r}, "
+            f"distortions={'all' if len(names) == len(NAMES) else names}, reuse_prefix={self.reuse_prefix})"
+        )
+
     def sample(self, batch_size: int, seed: int = 0, step: int = 0, first_sample: int = 0) -> Plan:
         """Draw the plan of one step: a pure function of its arguments, on the CPU.
 
@@ -308,10 +348,12 @@ class DistortionEngine:
             first_sample: position of the first sample in the global batch (for several processes).
         """
         for name, given, low in (("batch_size", batch_size, 1), ("step", step, 0), ("first_sample", first_sample, 0)):
-            if not isinstance(given, int) or given < low or given >= 2**32:
+            if not isinstance(given, Integral) or given < low or given >= 2**32:
                 raise ValueError(f"{name} must be an integer in {low}..2^32-1, got {given!r}")
-        if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-            raise ValueError(f"seed must be a 64-bit integer, got {seed!r}")
+        with torch.device("cpu"):  # whatever the caller's default device
+            return self._sample(int(batch_size), _seed(seed), int(step), int(first_sample))
+
+    def _sample(self, batch_size: int, seed: int, step: int, first_sample: int) -> Plan:
         B, C, L, D = batch_size, self.compositions, self.levels, self.max_distortions
         key = torch.tensor(seed)
         sample = torch.arange(first_sample, first_sample + B).view(B, 1)
@@ -411,6 +453,7 @@ class DistortionEngine:
             raise TypeError(f"references must be a torch.Tensor, got {type(references).__name__}")
         if references.dim() != 5 or references.shape[2] != 3 or references.numel() == 0:
             raise ValueError(f"references must be [B, V, 3, H, W] with no size 0, got {list(references.shape)}")
+        _check_images("references", references)
         if not isinstance(plan, Plan):
             raise TypeError(f"plan must be a shamisa.Plan, got {type(plan).__name__}")
         plan.check()
@@ -419,9 +462,13 @@ class DistortionEngine:
             raise ValueError(f"references must have the plan's batch size {B}, got {references.shape[0]}")
         if memory_format not in (torch.contiguous_format, torch.channels_last):
             raise ValueError(f"memory_format must be contiguous_format or channels_last, got {memory_format}")
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
         if normalize and not dtype.is_floating_point:
             raise ValueError(f"dtype must be floating when normalize is True, got {dtype}")
-        if plan.opcode.device.type == "cpu":  # here, because the op does not read op codes on a GPU
+        # Here, because the op does not read op codes on a GPU. Inside torch.compile nothing can look at them; the CPU
+        # kernels still do.
+        if plan.opcode.device.type == "cpu" and not torch.compiler.is_compiling():
             for code in plan.opcode[plan.opcode >= 0].unique().tolist():
                 check_size(DISTORTIONS[NAMES[code]], *references.shape[-2:])
         V, device = references.shape[1], references.device

@@ -5,7 +5,8 @@ the B V references (sample, view), then the distorted images (sample, view, comp
 `severity` [B, C, L] is the severity, 0..4, of the stage that varies between the levels. All shapes are static and
 nothing waits for the device. Half precision is computed in float32, float64 stays float64. Wrong shapes, dtypes,
 devices or options raise ValueError before any work. Values are not looked at, because that would wait for the device:
-NaN shows in what is computed from it.
+NaN shows in what is computed from it. First derivatives in reverse mode only: create_graph=True raises RuntimeError, and
+forward mode (torch.func.jvp), which torch does not offer for such operators, takes their derivative for zero.
 """
 
 from __future__ import annotations

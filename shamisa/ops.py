@@ -40,8 +40,20 @@ def define(
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"shamisa::{name}", fake, lib=_LIBRARY)
     if backward is not None:
-        torch.library.register_autograd(f"shamisa::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+        rule = _first_order(name, backward)
+        torch.library.register_autograd(f"shamisa::{name}", rule, setup_context=setup_context, lib=_LIBRARY)
     TABLE[name] = reference
+
+
+def _first_order(name: str, backward: Callable) -> Callable:
+    """The rule, refusing create_graph=True: the backward ops have no derivative, which torch would take for zero."""
+
+    def rule(ctx, *grads):
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"shamisa::{name} has first derivatives only: create_graph=True is not possible with it")
+        return backward(ctx, *grads)
+
+    return rule
 
 
 # ---- distortions -----------------------------------------------------------------------------------------------------

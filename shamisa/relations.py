@@ -78,11 +78,15 @@ class RelationOptions:
             ("dist_dist_edges", 1),
             ("transport_edges", 1),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            _check_integer(name, getattr(self, name), least)
         for name in ("code_temperature", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+def _check_integer(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 @dataclass
@@ -108,11 +112,16 @@ class RelationLoss(nn.Module):
 
     Owns the anchors (`anchors`, a weight-normalised linear map without bias) and the aggregator that weighs the graphs
     (`aggregator`). `options` names every choice, see RelationOptions; unknown names raise TypeError, unknown values
-    ValueError.
+    ValueError. Unless aggregation="trained", the aggregator gets no gradient: `loss.aggregator.requires_grad_(False)`
+    before DistributedDataParallel. First derivatives only. Copied with copy.deepcopy, saved with state_dict (torch does
+    not pickle parametrized modules).
+
+    feature_dim: F, the length of a row of h; at least 1, else ValueError.
     """
 
     def __init__(self, feature_dim: int = 2048, **options) -> None:
         super().__init__()
+        _check_integer("feature_dim", feature_dim, 1)
         self.options = RelationOptions(**options)
         self._compared: set[tuple[int, ...]] = set()  # shapes that every rank has had, for gather
         linear = nn.Linear(feature_dim, self.options.anchors, bias=False)
@@ -263,6 +272,11 @@ class RelationLoss(nn.Module):
         return torch.cat(parts[0]), torch.cat(parts[1])
 
     def _check(self, z_ref: Tensor, z_dist: Tensor, h_ref: Tensor, h_dist: Tensor, plan) -> None:
+        if not hasattr(plan, "severity") or not hasattr(plan, "varying"):
+            raise TypeError(f"plan must have severity and varying, as a shamisa.Plan, got {type(plan).__name__}")
+        for name, x in (("z_ref", z_ref), ("z_dist", z_dist), ("h_ref", h_ref), ("h_dist", h_dist)):
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
         if plan.severity.ndim != 4:
             raise ValueError(f"plan.severity must be [B, C, L, D], got {list(plan.severity.shape)}")
         B, C, L, _ = plan.severity.shape

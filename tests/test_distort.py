@@ -281,7 +281,7 @@ BAD = [
     (
         {"source": torch.zeros(2, 3, 40, 40, dtype=torch.int32)},
         TypeError,
-        "source must be uint8 or floating, got torch.int32",
+        "source must be uint8, float16, bfloat16, float32 or float64, got torch.int32",
     ),
     ({"index": torch.zeros(4, 1, dtype=torch.int64)}, ValueError, r"index must be \[N\], got \[4, 1\]"),
     ({"index": torch.zeros(4)}, TypeError, "index must be torch.int64, got torch.float32"),
@@ -369,10 +369,24 @@ FRONT_ERRORS = [
         ValueError,
         r"images must be \[N, 3, H, W\] or \[3, H, W\] with N, H, W >= 1, got \[1, 8, 8\]",
     ),
-    ({"images": torch.zeros(3, 8, 8, dtype=torch.int64)}, TypeError, "must be uint8 or floating, got torch.int64"),
+    (
+        {"images": torch.zeros(3, 8, 8, dtype=torch.int64)},
+        TypeError,
+        "images must be uint8, float16, bfloat16, float32 or float64, got torch.int64",
+    ),
+    (
+        {"images": torch.zeros(3, 8, 8).to(torch.float8_e4m3fn)},
+        TypeError,
+        "images must be uint8, .* got torch.float8_e4",
+    ),
+    ({"images": torch.zeros(1, 3, 8, 8).to_sparse()}, TypeError, "images must be a dense tensor, got torch.sparse_coo"),
+    ({"name": ["jpeg"]}, ValueError, "name must be one of shamisa.DISTORTIONS"),
+    ({"severity": "1"}, TypeError, r"severity must be a number or \[N\] numbers, got '1'"),
+    ({"seed": 1.5}, ValueError, "seed must be a 64-bit integer, got 1.5"),
     ({"severity": None}, ValueError, "exactly one of severity and value must be given, got none"),
     ({"value": 1.0}, ValueError, "exactly one of severity and value must be given, got both"),
-    ({"severity": 4.5}, ValueError, r"severity must lie in \[0, 4\], got \[4.5, 4.5\]"),
+    ({"severity": 4.5}, ValueError, r"severity must lie in \[0, 4\], got 4.5"),
+    ({"severity": [1, 4.5]}, ValueError, r"severity must lie in \[0, 4\], got \[1.0, 4.5\]"),
     ({"severity": math.nan}, ValueError, r"severity must lie in \[0, 4\]"),
     ({"severity": torch.zeros(3)}, ValueError, r"severity must be a number or \[N\] = \[2\], got \[3\]"),
     ({"severity": None, "value": 17.0}, ValueError, r"value must lie in \[0, 16\]"),
@@ -386,3 +400,19 @@ def test_front_errors(change, error, message):
     arguments = {"images": torch.zeros(2, 3, 8, 9), "name": "gaussian_blur", "severity": 1.0, **change}
     with pytest.raises(error, match=message):
         distort(arguments.pop("images"), arguments.pop("name"), **arguments)
+
+
+@pytest.mark.parametrize("severity", [(2, 2), [2.0, 2.0], np.array([2.0, 2.0]), np.float32(2), torch.tensor([2, 2])])
+def test_front_takes_numbers_of_any_kind(small, severity):
+    want = distort(small, "jitter", severity=2.0, seed=3)
+    assert_close(distort(small, "jitter", severity=severity, seed=np.int64(3)), want, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_default_device_does_not_matter(backend):
+    images = torch.rand(1, 3, 48, 48)
+    for name in DISTORTIONS:
+        want = distort(images, name, severity=2.0, backend=backend)
+        with torch.device("meta"):
+            got = distort(images, name, severity=2.0, backend=backend)
+        assert_close(got, want, atol=0, rtol=0)

@@ -194,7 +194,8 @@ def test_output_types_and_layout():
         (lambda e, p, r: e(r[:1], p), ValueError, "plan's batch size 2, got 1"),
         (lambda e, p, r: e(r, None), TypeError, "plan must be a shamisa.Plan"),
         (lambda e, p, r: e(r.numpy(), p), TypeError, "references must be a torch.Tensor"),
-        (lambda e, p, r: e(r.long(), p), TypeError, "source must be"),
+        (lambda e, p, r: e(r.long(), p), TypeError, "references must be uint8, float16, .* got torch.int64"),
+        (lambda e, p, r: e(r, p, dtype="float32"), TypeError, "dtype must be a torch.dtype, got 'float32'"),
         (lambda e, p, r: e(r, p, dtype=torch.uint8), ValueError, "dtype must be floating when normalize"),
         (lambda e, p, r: e(r, p, backend="gpu"), ValueError, "backend must be"),
         (lambda e, p, r: e.sample(0), ValueError, "batch_size must be"),
@@ -210,6 +211,30 @@ def test_errors(call, error, message):
     engine = DistortionEngine(distortions=["darken"])
     with pytest.raises(error, match=message):
         call(engine, engine.sample(2), references())
+
+
+def test_default_device_does_not_matter():
+    engine, refs = DistortionEngine(compositions=2, levels=2), references(B=1, V=2)
+    plan = engine.sample(1, seed=3)
+    want = engine(refs, plan)
+    with torch.device("meta"):
+        assert same(DistortionEngine(compositions=2, levels=2).sample(1, seed=3), plan)
+        assert torch.equal(engine(refs, Plan.from_json(plan.to_json())), want)
+
+
+def test_call_and_distort_compile_to_one_graph():
+    engine, refs = DistortionEngine(compositions=1, levels=2), references(B=1, V=2)
+    plan = engine.sample(1)
+    torch._dynamo.reset()
+    call = torch.compile(lambda r, p: engine(r, p), fullgraph=True, backend="aot_eager")
+    assert torch.equal(call(refs, plan), engine(refs, plan))
+    one = torch.compile(lambda x: distort(x, "darken", severity=2.5), fullgraph=True, backend="aot_eager")
+    assert torch.equal(one(refs[0]), distort(refs[0], "darken", severity=2.5))
+
+
+def test_repr_says_what_was_chosen():
+    assert "compositions=2" in repr(DistortionEngine(compositions=2)) and "distortions=all" in repr(DistortionEngine())
+    assert "distortions=['jpeg']" in repr(DistortionEngine(distortions=["jpeg"]))
 
 
 def test_too_small_images_are_named_whatever_the_device():

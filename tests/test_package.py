@@ -46,6 +46,12 @@ def test_a_checkout_uses_the_installed_libraries(tmp_path, monkeypatch):
     assert installed_folder([str(checkout)]) == []  # built in place
 
 
+def test_public_names():
+    assert set(shamisa.__all__) <= set(dir(shamisa))
+    assert all(getattr(shamisa, name) is not None for name in shamisa.__all__)
+    assert (Path(shamisa.__file__).parent / "py.typed").exists()
+
+
 def test_command(capsys):
     assert cli.main(["--version"]) == 0 and shamisa.__version__ in capsys.readouterr().out
     assert cli.main([]) == 0 and "probe" in capsys.readouterr().out

@@ -351,6 +351,14 @@ def test_wrong_input(name, change, message):
         small_loss()(*arguments.values(), plan)
 
 
+def test_no_tensor_or_plan():
+    leaves, plan = batch(1)
+    with pytest.raises(TypeError, match="h_ref must be a torch.Tensor, got ndarray"):
+        small_loss()(*leaves[:2], leaves[2].detach().numpy(), leaves[3], plan)
+    with pytest.raises(TypeError, match="plan must have severity and varying, as a shamisa.Plan, got dict"):
+        small_loss()(*leaves, {})
+
+
 def test_zero_rows():
     leaves, plan = batch(1)
     plan = SimpleNamespace(severity=plan.severity[:0], varying=plan.varying[:0])
@@ -369,7 +377,9 @@ def test_parameters_on_another_device():
     [
         (lambda: RelationLoss(8, decay="linear"), "decay must be one of exponential, reciprocal, got 'linear'"),
         (lambda: RelationLoss(8, graphs=("knn", "other")), "graphs must be a choice of"),
-        (lambda: RelationLoss(8, neighbors=0), "neighbors must be at least 1, got 0"),
+        (lambda: RelationLoss(8, neighbors=0), "neighbors must be an integer of at least 1, got 0"),
+        (lambda: RelationLoss(8, anchors=2.5), "anchors must be an integer of at least 2, got 2.5"),
+        (lambda: RelationLoss(0), "feature_dim must be an integer of at least 1, got 0"),
         (lambda: RelationLoss(8, temperature=0.0), "temperature must be positive, got 0.0"),
     ],
 )
@@ -381,6 +391,12 @@ def test_wrong_option(call, message):
 def test_unknown_option():
     with pytest.raises(TypeError, match="colour"):
         RelationLoss(8, colour="red")
+
+
+def test_first_derivatives_only():
+    x = torch.randn(6, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="shamisa::variance has first derivatives only"):
+        torch.autograd.grad(SF.variance(x**2), x, create_graph=True)
 
 
 def test_defaults_are_published():

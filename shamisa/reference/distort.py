@@ -136,11 +136,12 @@ def chain(
     _check_content(codes, chosen, source)
     x = source.detach()[index].contiguous()
     x = color.divide(x.float(), 255) if x.dtype == torch.uint8 else x.float().nan_to_num(nan=0.0).clamp(0, 1)
-    for d in range(codes.shape[1]):
-        for code in codes[:, d].unique().tolist():
-            if code >= 0:
-                rows = (codes[:, d] == code).nonzero()[:, 0].to(x.device)
-                x[rows] = apply(DISTORTIONS[NAMES[code]], x[rows], value[rows, d], key[rows, d])
+    with torch.device("cpu"):  # for the tables that the distortions make, whatever the caller's default device
+        for d in range(codes.shape[1]):
+            for code in codes[:, d].unique().tolist():
+                if code >= 0:
+                    rows = (codes[:, d] == code).nonzero()[:, 0].to(x.device)
+                    x[rows] = apply(DISTORTIONS[NAMES[code]], x[rows], value[rows, d], key[rows, d])
     if mean is not None:
         mean, std = (torch.tensor(t, dtype=torch.float32, device=x.device).view(3, 1, 1) for t in (mean, std))
         x = (x - mean) / std
@@ -151,6 +152,9 @@ def chain(
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
+SOURCE_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def check_chain(
     source: Tensor,
     index: Tensor,
@@ -169,8 +173,8 @@ def check_chain(
     """
     if source.dim() != 4 or source.shape[1] != 3 or source.shape[2] < 1 or source.shape[3] < 1:
         raise ValueError(f"source must be [S, 3, H, W] with H, W >= 1, got {list(source.shape)}")
-    if source.dtype != torch.uint8 and not source.is_floating_point():
-        raise TypeError(f"source must be uint8 or floating, got {source.dtype}")
+    if source.dtype not in SOURCE_TYPES:
+        raise TypeError(f"source must be uint8, float16, bfloat16, float32 or float64, got {source.dtype}")
     if index.dim() != 1:
         raise ValueError(f"index must be [N], got {list(index.shape)}")
     n = index.shape[0]

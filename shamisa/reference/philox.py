@@ -39,8 +39,8 @@ def philox4x32(
 
     Bit-exact with Random123 (its known answers are the test).
     """
-    c0, c1, c2, c3 = (torch.as_tensor(c, dtype=torch.int64) for c in counter)
-    k0, k1 = (torch.as_tensor(k, dtype=torch.int64) for k in key)
+    # tensors stay where they are: torch.as_tensor would move them to the default device
+    c0, c1, c2, c3, k0, k1 = (t.long() if isinstance(t, Tensor) else torch.tensor(t) for t in (*counter, *key))
     for r in range(rounds):
         if r:
             k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
