@@ -52,7 +52,7 @@ class GraphedStep:
             group["lr"] = self.lr
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm = 0
-        self.stream = torch.cuda.Stream() if device.type == "cuda" else None
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def load(self, crops: Tensor, plan: Plan, lr: float) -> None:
         """Put the inputs of a step where it reads them."""
@@ -75,7 +75,7 @@ class GraphedStep:
         self.load(crops, plan, lr)
         if self.graph is None and self.warm < WARMUP:
             self.warm += 1
-            current = torch.cuda.current_stream()
+            current = torch.cuda.current_stream(self.stream.device)
             self.stream.wait_stream(current)
             with torch.cuda.stream(self.stream):
                 outputs = self.body()

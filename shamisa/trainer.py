@@ -66,6 +66,8 @@ class Trainer:
         self.processes = processes or Processes()
         self.config, self.quiet = config, quiet or not self.processes.main
         self.device = choose_device(config.device, self.processes)
+        if self.device.index is not None:
+            torch.cuda.set_device(self.device)  # events, streams and graphs are those of the current device
         self.precision = choose_precision(config.precision, self.device)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         check_crop(config)

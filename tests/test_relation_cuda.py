@@ -310,6 +310,30 @@ def test_many_rows(N, F):
     compare("knn_graph_backward", torch.ops.shamisa.knn_graph_backward(*(a.cuda() for a in arguments)).cpu(), expected)
 
 
+def assert_waits_for_nothing_and_replays(step: Callable[[], tuple], change: Callable[[], None]) -> None:
+    """step() does not synchronise; a CUDA graph of it gives the same bits, also after change() of what it reads."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is made once is made before the capture
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        eager = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = step()
+    for _ in range(2):  # counters are back at 0 after a replay
+        graph.replay()
+        assert_close(replayed, eager, rtol=0, atol=0)
+    change()
+    graph.replay()
+    assert_close(replayed, step(), rtol=0, atol=0)
+
+
 @GPU
 def test_no_synchronisation_and_graph_replay():
     """From h and z to the cost and the gradients without waiting; a CUDA graph replays the same on new contents."""
@@ -322,30 +346,17 @@ def test_no_synchronisation_and_graph_replay():
 
     def step():
         distance, neighbor, mutual = op.knn_graph(h, k)
-        index = torch.stack(
-            [torch.arange(700, device="cuda").repeat_interleave(k, output_size=700 * k), neighbor.view(-1)]
-        )
+        index = torch.stack([torch.arange(700, device="cuda")[:, None].expand_as(neighbor), neighbor]).flatten(1)
         weight = (1 / (1 + distance)).view(-1)
         cost, squared = op.pair_cost(z, weight, index)
         dz, dw = op.pair_cost_backward(one, z, weight, index, squared)
         return cost, dz, dw, mutual, op.knn_graph_backward(dw.view(-1, k), h, distance, neighbor)
 
-    step()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        eager = step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        replayed = step()
-    graph.replay()
-    assert_close(replayed, eager, rtol=0, atol=0)
-    h.copy_(h.flip(0))
-    z.mul_(1.5)
-    graph.replay()
-    assert_close(replayed, step(), rtol=0, atol=0)
+    def change():
+        h.copy_(h.flip(0))
+        z.mul_(1.5)
+
+    assert_waits_for_nothing_and_replays(step, change)
 
 
 def test_every_emulated_op_is_tested(emulated):

@@ -10,7 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_relation_cuda import GPU, TOLERANCE, Case, emulated, generator, run, wide  # noqa: F401
+from test_relation_cuda import (  # noqa: F401
+    GPU,
+    TOLERANCE,
+    Case,
+    assert_waits_for_nothing_and_replays,
+    emulated,
+    generator,
+    run,
+    wide,
+)
 from test_relations import batch, small_loss
 from torch import Tensor
 from torch.testing import assert_close
@@ -282,24 +291,9 @@ def test_objective_waits_for_nothing_and_replays(name):
         total = loss(*leaves, plan).total
         return total.detach(), *torch.autograd.grad(total, leaves, allow_unused=True)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is made once is made before the capture
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        eager = step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        replayed = step()
-    graph.replay()
-    assert_close(replayed, eager, rtol=0, atol=0)
-    with torch.no_grad():
-        for x in leaves:
-            x.copy_(x.flip(0))
-    graph.replay()
-    assert_close(replayed, step(), rtol=0, atol=0)
+    def change():
+        with torch.no_grad():
+            for x in leaves:
+                x.copy_(x.flip(0))
+
+    assert_waits_for_nothing_and_replays(step, change)

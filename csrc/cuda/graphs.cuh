@@ -182,26 +182,27 @@ __global__ void __launch_bounds__(GraphLaunch::cut_threads, 1)
     dist_dist_cut(BatchShape s, const T* severity, int64_t samples /* of a group */, int64_t kept /* of a group */,
                   GapCut<T>* cut, int64_t* start) {
   using Bits = typename BitsOf<T>::type;
-  __shared__ unsigned long long bins[GraphLaunch::bins];
+  __shared__ unsigned bins[2][GraphLaunch::bins];  // gaps between levels, of a level to itself: 32 bits are counted fast
   __shared__ GapCut<T> found;
   __shared__ int64_t slots[2][32];
   const int L = (int)s.L, gaps = (int)(samples * s.C) * L * L, rows = (int)(samples * s.V * s.C) * L;
   const T* lambda = severity + blockIdx.x * samples * s.C * L;
   if (threadIdx.x == 0) found = {0, kept};
   for (int shift = 8 * (int)sizeof(T) - 8; shift >= 0; shift -= 8) {
-    if (threadIdx.x < GraphLaunch::bins) bins[threadIdx.x] = 0;
+    if (threadIdx.x < GraphLaunch::bins) bins[0][threadIdx.x] = bins[1][threadIdx.x] = 0;
     __syncthreads();
     for (int g = (int)threadIdx.x; g < gaps; g += GraphLaunch::cut_threads) {
       const int a = g / L % L, b = g % L;
       const T* line = lambda + g / (L * L) * L;
       const Bits key = gap_key(line[a], line[b]);
       if (shift == 8 * (int)sizeof(T) - 8 || key >> (shift + 8) == found.key >> (shift + 8))
-        atomicAdd(bins + (key >> shift & 255), (unsigned long long)(s.V * (a == b ? s.V - 1 : s.V)));
+        atomicAdd(&bins[a == b][key >> shift & 255], 1u);
     }
     __syncthreads();
     if (threadIdx.x < 32) {
       unsigned long long n[8];
-      for (int b = 0; b < 8; ++b) n[b] = bins[8 * threadIdx.x + b];
+      for (int b = 0; b < 8; ++b)
+        n[b] = (unsigned long long)s.V * (s.V * bins[0][8 * threadIdx.x + b] + (s.V - 1) * bins[1][8 * threadIdx.x + b]);
       const Digit digit = find_digit(n, (unsigned long long)found.ties);
       __syncwarp();
       if (threadIdx.x == 0) found = {found.key | (Bits)digit.value << shift, found.ties - (int64_t)digit.before};

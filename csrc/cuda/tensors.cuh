@@ -27,6 +27,7 @@
 #if defined(SHAMISA_EMULATE)
 #define SHAMISA_CHECK_LAUNCH() (void)0
 #else
+#include <torch/csrc/stable/macros.h>  // torch before 2.12 does not bring it along
 #define SHAMISA_CHECK_LAUNCH() STD_CUDA_KERNEL_LAUNCH_CHECK()
 #endif
 #define SHAMISA_RUN(kernel, blocks, threads, stream, ...)          \

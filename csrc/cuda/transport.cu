@@ -38,8 +38,10 @@ std::tuple<Tensor, Tensor, Tensor> transport_graph(Tensor log_p, int64_t edges, 
     if (M == 0) return 0;
     const auto select = [&](auto stored) {
       constexpr bool s = decltype(stored)::value;
-      for (int level = 1; level < TransportLaunch::levels; ++level)
-        SHAMISA_RUN(transport_digit<s>, blocks, threads, device.stream(), g, level);
+      for (int level = 0; level < TransportLaunch::levels; ++level) {
+        if (level > 0) SHAMISA_RUN(transport_digit<s>, blocks, threads, device.stream(), g, level);
+        if (per_row) SHAMISA_RUN(transport_advance, blocks_for(N, TransportLaunch::warps), threads, device.stream(), g, level);
+      }
       SHAMISA_RUN(transport_count<s>, blocks, threads, device.stream(), g);
       SHAMISA_RUN(transport_collect<s>, blocks, threads, device.stream(), g);
     };

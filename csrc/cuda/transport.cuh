@@ -183,24 +183,21 @@ SHAMISA_DEVICE void add_counted(const TransportArrays& g, unsigned (*counted)[Tr
   }
 }
 
-// Run by the last block: one more digit of every group's cut, and an empty histogram for the next. A group with too few keys
-// (there are NaN) ends with a cut behind all of them.
-SHAMISA_DEVICE void advance_cuts(const TransportArrays& g, int level) {
-  const int lane = lane_of_warp();
-  for (int group = (int)threadIdx.x / 32; group < transport_groups(g); group += TransportLaunch::warps) {
-    unsigned long long *bins = g.histogram + (int64_t)group * TransportLaunch::bins + 8 * lane, n[8];
-    SHAMISA_UNROLL
-    for (int b = 0; b < 8; ++b) {
-      n[b] = bins[b];
-      bins[b] = 0;
-    }
-    const Cut cut = g.cut[group];
-    const unsigned long long wanted = level == 0 ? (unsigned long long)g.edges : cut.ties;
-    const Digit digit = find_digit(n, wanted);
-    if (lane == 0) {
-      const uint32_t key = level == 0 ? 0u : cut.key;
-      g.cut[group] = {key | digit.value << (24 - 8 * level), (uint32_t)(wanted - digit.before)};
-    }
+// A warp: one more digit of a group's cut, and an empty histogram for the next. A group with too few keys (there are NaN) ends
+// with a cut behind all of them.
+SHAMISA_DEVICE void advance_cut(const TransportArrays& g, int group, int level) {
+  unsigned long long *bins = g.histogram + (int64_t)group * TransportLaunch::bins + 8 * lane_of_warp(), n[8];
+  SHAMISA_UNROLL
+  for (int b = 0; b < 8; ++b) {
+    n[b] = bins[b];
+    bins[b] = 0;
+  }
+  const Cut cut = g.cut[group];
+  const unsigned long long wanted = level == 0 ? (unsigned long long)g.edges : cut.ties;
+  const Digit digit = find_digit(n, wanted);
+  if (lane_of_warp() == 0) {
+    const uint32_t key = level == 0 ? 0u : cut.key;
+    g.cut[group] = {key | digit.value << (24 - 8 * level), (uint32_t)(wanted - digit.before)};
   }
 }
 
@@ -223,7 +220,8 @@ __global__ void __launch_bounds__(TransportLaunch::threads) transport_begin(cons
 }
 
 // grid: at most units, each block takes unit after unit; block: threads; shared: 21 KB. Makes all scores: their keys to
-// memory (where g.key is), their extremes, the cut's first digit. Reads N K twice per tile from the cache, writes 4 N^2 bytes.
+// memory (where g.key is), their extremes, the cut's first digit (of rows: transport_advance). Reads N K twice per tile from
+// the cache, writes 4 N^2 bytes.
 __global__ void __launch_bounds__(TransportLaunch::threads, TransportLaunch::making) transport_scores(const TransportArrays g) {
   __shared__ Tile<double>::Memory memory;
   __shared__ unsigned counted[TransportLaunch::warps][TransportLaunch::bins];
@@ -249,8 +247,8 @@ __global__ void __launch_bounds__(TransportLaunch::threads, TransportLaunch::mak
     g.range[blockIdx.x] = own;
   }
   if (!last_block(g.finished, &flag)) return;
-  if (g.edges) advance_cuts(g, 0);
   if (threadIdx.x >= 32) return;
+  if (g.edges && !g.per_row) advance_cut(g, 0, 0);
   own = no_range();
   for (int b = lane_of_warp(); b < (int)gridDim.x; b += 32) join(own, g.range[b]);
   join_warp(own);
@@ -263,7 +261,7 @@ __global__ void __launch_bounds__(TransportLaunch::threads, TransportLaunch::mak
   }
 }
 
-// grid and block as transport_scores; shared: 21 KB. Digit `level` (1..3) of the cut.
+// grid and block as transport_scores; shared: 21 KB. Digit `level` (1..3) of the cut (of rows: transport_advance).
 template <bool stored>
 __global__ void __launch_bounds__(TransportLaunch::threads, stored ? TransportLaunch::reading : TransportLaunch::making)
     transport_digit(const TransportArrays g, int level) {
@@ -285,7 +283,14 @@ __global__ void __launch_bounds__(TransportLaunch::threads, stored ? TransportLa
     }
   });
   add_counted(g, counted);
-  if (last_block(g.finished, &flag)) advance_cuts(g, level);
+  if (g.per_row || !last_block(g.finished, &flag)) return;
+  if (threadIdx.x < 32) advance_cut(g, 0, level);
+}
+
+// grid: ceil(N / warps); block: threads. A warp a row: digit `level` of its cut, which one block would do row after row.
+__global__ void __launch_bounds__(TransportLaunch::threads) transport_advance(const TransportArrays g, int level) {
+  const int row = (int)blockIdx.x * TransportLaunch::warps + (int)threadIdx.x / 32;
+  if (row < g.N) advance_cut(g, row, level);
 }
 
 // grid and block as transport_scores; shared: 18 KB. How many keys of each row and segment lie before the cut, and how many

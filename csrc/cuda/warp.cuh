@@ -67,16 +67,22 @@ SHAMISA_DEVICE double not_a_number() { return __builtin_nan(""); }
 
 // Copies to shared memory that run while the threads compute. bytes: 4, 8 or 16; with `real` false zeros are written and
 // `from` is not read. commit closes a group; wait<n> leaves at most n groups on their way (a barrier then shows the rest to
-// the block).
+// the block). Before Ampere a copy is done when the call returns.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define SHAMISA_COPIES_ASYNC
+#endif
 template <int bytes>
 SHAMISA_DEVICE void copy_async(void* to, const void* from, bool real) {
-#if defined(__CUDA_ARCH__)
+#if defined(SHAMISA_COPIES_ASYNC)
   const unsigned shared = (unsigned)__cvta_generic_to_shared(to);
   if constexpr (bytes == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(real ? 16 : 0) : "memory");
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(from), "n"(bytes), "r"(real ? bytes : 0)
                  : "memory");
+#elif defined(__CUDA_ARCH__)
+  using Piece = Vector<unsigned, bytes / 4>;
+  *(Piece*)to = real ? *(const Piece*)from : Piece{};
 #else
   if (real)
     __builtin_memcpy(to, from, bytes);
@@ -85,13 +91,13 @@ SHAMISA_DEVICE void copy_async(void* to, const void* from, bool real) {
 #endif
 }
 SHAMISA_DEVICE void copy_commit() {
-#if defined(__CUDA_ARCH__)
+#if defined(SHAMISA_COPIES_ASYNC)
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 template <int groups>
 SHAMISA_DEVICE void copy_wait() {
-#if defined(__CUDA_ARCH__)
+#if defined(SHAMISA_COPIES_ASYNC)
   asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
 #endif
 }

@@ -54,10 +54,14 @@ def words(
     key: Tensor, element: Tensor | int, draw: Tensor | int = 0, extra: Tensor | int = 0, domain: int = DOMAIN_PIXEL
 ) -> tuple[Tensor, ...]:
     """The four words at an address: key int64 (any 64 bits), element, draw, extra 0..2^32-1, all broadcast together."""
-    device = key.device
-    counter = tuple(
-        torch.as_tensor(c, dtype=torch.int64, device=device) & _MASK for c in (element, draw, extra, domain)
-    )
+
+    def on_device(c: Tensor | int) -> Tensor:
+        if isinstance(c, Tensor):
+            return c.to(key.device, torch.int64)
+        # made there: a number that is copied to a GPU waits for it, and cannot be part of a CUDA graph
+        return torch.full((), c, dtype=torch.int64, device=key.device)
+
+    counter = tuple(on_device(c) & _MASK for c in (element, draw, extra, domain))
     return philox4x32(counter, (key & _MASK, (key >> 32) & _MASK))
 
 
