@@ -144,10 +144,10 @@ class RelationLoss(nn.Module):
     """Graph-weighted variance-invariance-covariance objective.
 
     Owns the anchors (`anchors`, a weight-normalised linear map without bias) and the aggregator that weighs the graphs
-    (`aggregator`). `options` names every choice, see help(shamisa.relations.RelationOptions); unknown names raise TypeError, unknown values
-    ValueError. Unless aggregation="trained", the aggregator gets no gradient: `loss.aggregator.requires_grad_(False)`
-    before DistributedDataParallel. First derivatives only. Copied with copy.deepcopy, saved with state_dict (torch does
-    not pickle parametrized modules).
+    (`aggregator`). `options` names every choice, see help(shamisa.relations.RelationOptions); unknown names raise
+    TypeError, unknown values ValueError. Unless aggregation="trained", the aggregator gets no gradient: call
+    `loss.aggregator.requires_grad_(False)` before DistributedDataParallel. First derivatives only. Copied with
+    copy.deepcopy, saved with state_dict (torch does not pickle parametrized modules).
 
     feature_dim: F, the length of a row of h; at least 1, else ValueError.
     """
