@@ -3,7 +3,7 @@
 JSON files are those of ``pytest benchmarks --benchmark-only --benchmark-json=FILE`` (conftest.py trims them); without any,
 the committed ones of the newest version. ``--keep`` copies them to ``benchmarks/results/<version>/<machine>.json``,
 ``--growth`` draws time and memory of the objective against N into a PNG beside each result (with matplotlib), ``--readme``
-writes the tables between its markers instead of printing them, ``--compare OLD NEW`` lists the rows that became slower beyond
+writes the tables between its markers instead of printing them (and the short one of the first screen), ``--compare OLD NEW`` lists the rows that became slower beyond
 their noise and exits with 1 if there are any. Needs nothing else but Python.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 FORMAT = 1
 START, END = "<!-- benchmark: start -->", "<!-- benchmark: end -->"
+HEAD_START, HEAD_END = "<!-- headline: start -->", "<!-- headline: end -->"
 RESULTS = Path(__file__).parent / "results"
 LEAST = 0.05  # differences below 5 % are never regressions
 OTHER = {"compiled": "torch.compile of the reference"}  # rows under longer names
@@ -224,10 +225,10 @@ def plain(title: str):
             ours = next((r for w, r in s.subjects[subject].items() if w in OURS), None)
             rate = number(row["info"].get("images_per_s"))
             # per image where the rows handle different numbers of images
-            ratio = number(ms(row) / ms(ours)) + "x" if ours and row is not ours else ""
+            ratio = number(ms(row) / ms(ours)) + "x" if ours else ""
             cells = [number(1e3 * row["stats"]["median"]), rate, ratio, error(row), str(row["stats"]["rounds"])]
             rows.append([f"{subject}: {who}", *cells])
-        return table((title, "ms", "images/s", "time of ours", "max error", "rounds"), rows)
+        return table((title, "ms", "images/s", "time, ours = 1x", "max error", "rounds"), rows)
 
     return render
 
@@ -245,23 +246,29 @@ SECTIONS = {
 }
 
 
-def losses(result: dict) -> list[str]:
-    """Where another row of the same subject is faster than ours, in words."""
+def comparisons(result: dict) -> list[tuple[str, str, str, dict, dict]]:
+    """Every row on one thread that stands beside one of ours: (device, subject, who, row, ours)."""
     found = []
     for device in devices(result):
         for name in SECTIONS:
             for subject, group in Section(result, name, device).subjects.items():
                 ours = next((row for who, row in group.items() if who in OURS), None)
-                if ours is None:
-                    continue
-                for who, row in group.items():
-                    if who.startswith("References"):  # more than decoding, or less
-                        continue
-                    if row is not ours and row["info"]["threads"] == 1 and ms(row) < ms(ours):
-                        kin = " (another definition)" if row["info"].get("kin") else ""
-                        found.append(
-                            f"{subject}: {OTHER.get(who, who)}{kin} takes {number(ms(row))} ms, ours {number(ms(ours))} ms on {device}"
-                        )
+                for who, row in group.items() if ours else ():
+                    # References do more than decoding, or less
+                    if row is not ours and row["info"]["threads"] == 1 and not who.startswith("References"):
+                        found.append((device, subject, who, row, ours))
+    return found
+
+
+def losses(result: dict) -> list[str]:
+    """Where another row of the same subject is faster than ours, in words."""
+    found = []
+    for device, subject, who, row, ours in comparisons(result):
+        if ms(row) < ms(ours):
+            kin = " (another definition)" if row["info"].get("kin") else ""
+            found.append(
+                f"{subject}: {OTHER.get(who, who)}{kin} takes {number(ms(row))} ms, ours {number(ms(ours))} ms on {device}"
+            )
     return found
 
 
@@ -298,12 +305,47 @@ def render(result: dict) -> str:
     return "\n\n".join(parts)
 
 
-def insert(readme: str, text: str) -> str:
-    """The README with the tables between its markers; ValueError where a marker is missing."""
-    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
-        raise ValueError(f"the README must have {START} and {END} once each, in this order")
-    before, rest = readme.split(START)
-    return f"{before}{START}\n{text}\n{END}{rest.split(END)[1]}"
+HEADLINE = {  # the rows that the README's first screen shows: (section, subject, row beside ours) -> in words
+    ("engine", "engine", "reference"): ("distorting a 224 px image, 1 to 7 distortions", "its PyTorch reference"),
+    ("distortions", "jpeg", "Pillow"): ("one JPEG round trip of a 224 px image", "Pillow"),
+    ("distortions", "jpeg2000", "Pillow"): ("the same with JPEG 2000", "Pillow"),
+    ("loss", "N = 252", "reference"): ("objective of 252 images, with gradients", "its PyTorch reference"),
+    ("loss", "N = 2016", "reference"): ("objective of 2,016 images, with gradients", "its PyTorch reference"),
+    ("loss", "N = 2016", "compiled"): ("the same", "torch.compile of the reference"),
+    ("step", "demo, 96 px, N = 126", "reference"): (
+        "training step of the demonstration, per image",
+        "its PyTorch reference",
+    ),
+    ("probe", "ridge, 600 rows x 1024, 100 strengths", "scikit-learn loop"): (
+        "ridge regression, 100 strengths",
+        "scikit-learn",
+    ),
+}
+
+
+def headline(result: dict) -> str:
+    """A few rows of all the tables of one machine, one thread each, and how many comparisons are lost."""
+    rows, m = [], result["machine"]
+    for device in devices(result):
+        for (section, subject, who), (words, beside) in HEADLINE.items():
+            group = Section(result, section, device).subjects.get(subject, {})
+            ours, other = next((r for w, r in group.items() if w in OURS), None), group.get(who)
+            if ours is not None and other is not None:
+                words = f"{words} ({device})" if len(devices(result)) > 1 else words
+                rows.append([words, number(ms(ours)), beside, number(ms(other)), times(other, ours)])
+    title = f"On {m['gpu'] or m['cpu']}, one CPU thread, medians, ms:"
+    lost, every = len(losses(result)), len(comparisons(result))
+    slower = f"Ours is the slower one in {lost} of {every} comparisons on one thread, listed under [Speed](#speed)."
+    slower += " The reference is written to be read, not to be fast."
+    return f"{title}\n\n{table(('', 'ours', 'beside it', 'its time', 'ratio'), rows)}\n\n{slower}"
+
+
+def insert(readme: str, text: str, start: str = START, end: str = END) -> str:
+    """The README with the text between its markers; ValueError where a marker is missing."""
+    if readme.count(start) != 1 or readme.count(end) != 1 or readme.index(start) > readme.index(end):
+        raise ValueError(f"the README must have {start} and {end} once each, in this order")
+    before, rest = readme.split(start)
+    return f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 # ---- growth ----------------------------------------------------------------------------------------------------------
@@ -400,7 +442,10 @@ def main(argv: list[str] | None = None) -> int:
         text = "\n\n".join(render(r) for r in results)
         if given.readme:
             readme = Path(given.readme)
-            readme.write_text(insert(readme.read_text(), text))
+            content = insert(readme.read_text(), text)
+            if HEAD_START in content:
+                content = insert(content, "\n\n".join(headline(r) for r in results), HEAD_START, HEAD_END)
+            readme.write_text(content)
         else:
             print(text)
     except (ValueError, OSError) as error:

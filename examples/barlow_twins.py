@@ -9,10 +9,10 @@ holds its squared sum too, and never builds a matrix larger than n x n where n <
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
-from common import Views, main, network
+from common import main, train
 from torch import Tensor
 
 import shamisa.functional as SF
@@ -41,27 +41,5 @@ def usual(a: Tensor, b: Tensor) -> Tensor:
     return (1 - c.diagonal()).square().sum() + WEIGHT * off_diagonal.square().sum()
 
 
-def matched(a: Tensor, b: Tensor) -> float:
-    """Share of the rows whose nearest other row is the other view of the same photograph."""
-    n = len(a)
-    _, neighbor, _ = SF.nearest_neighbors(torch.cat([a, b]), k=1)  # argmin of torch.cdist without its diagonal
-    return (neighbor[:, 0] == torch.arange(2 * n).roll(n)).float().mean().item()
-
-
-def train(loss: Callable[[Tensor, Tensor], Tensor], steps: int, dtype: torch.dtype) -> list[float]:
-    """The loss of every step."""
-    views, net, curve = Views(dtype), network(dtype), []
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    for step in range(steps):
-        a, b = net(torch.cat(views(step))).chunk(2)
-        value = loss(a, b)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        curve.append(value.item())
-    print(f"{loss.__name__}: {matched(a.detach(), b.detach()):.0%} of the last rows lie nearest to their other view")
-    return curve
-
-
 if __name__ == "__main__":
-    main(__doc__, "barlow_twins", train, ours, usual)
+    main(__doc__, "barlow_twins", partial(train, ours), partial(train, usual))

@@ -1,4 +1,4 @@
-"""What the examples share: views of packaged photographs, a tiny network, the command line and the picture."""
+"""What the examples share: photographs, distorted views, a tiny network, the training loop, the command line, the picture."""
 
 from __future__ import annotations
 
@@ -9,32 +9,42 @@ import torch
 from torch import Tensor, nn
 
 import shamisa
+import shamisa.functional as SF
 from shamisa.data.embedded import EmbeddedPhotos
 
 ROWS, SIDE = 32, 64  # photographs of a step, pixels of a crop
 
 
-class Views:
-    """Two distorted versions of each of n = ROWS crops: step -> a, b, both [n, 3, SIDE, SIDE], normalised."""
+class Crops:
+    """Crops of packaged photographs: step -> [n, 3, SIDE, SIDE] uint8."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.photos = EmbeddedPhotos("train", leaves=4)
-        self.engine = shamisa.DistortionEngine(compositions=2, levels=1, max_distortions=3)
+    def __init__(self, rows: int = ROWS) -> None:
+        self.rows, self.photos = rows, EmbeddedPhotos("train", leaves=4)
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: int) -> Tensor:
         g, crops = torch.Generator().manual_seed(step), []
-        for i in torch.randint(len(self.photos), (ROWS,), generator=g).tolist():
+        for i in torch.randint(len(self.photos), (self.rows,), generator=g).tolist():
             photo = self.photos[i]
             top, left = (int(torch.randint(side - SIDE + 1, (), generator=g)) for side in photo.shape[1:])
             crops.append(photo[:, top : top + SIDE, left : left + SIDE])
-        x = self.engine(torch.stack(crops)[:, None], self.engine.sample(ROWS, step=step))
+        return torch.stack(crops)
+
+
+class Views:
+    """Two distorted versions of each of n crops: step -> a, b, both [n, 3, SIDE, SIDE], normalised."""
+
+    def __init__(self, dtype: torch.dtype, backend: str = "auto") -> None:
+        self.crops, self.dtype, self.backend = Crops(), dtype, backend
+        self.engine = shamisa.DistortionEngine(compositions=2, levels=1, max_distortions=3)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        x = self.engine(self.crops(step)[:, None], self.engine.sample(ROWS, step=step), backend=self.backend)
         x = x.to(self.dtype)
         return x[:, 0, 0, 0], x[:, 0, 1, 0]  # of [B = n, V = 1, C = 2, L = 1, 3, SIDE, SIDE]
 
 
 def network(dtype: torch.dtype) -> nn.Sequential:
-    """[n, 3, H, W] -> [n, 64], the same initial weights at every call.
+    """[n, 3, H, W] -> [n, 64], the same initial weights at every call; the first 11 layers end in features [n, 64].
 
     Without the biases that no loss sees: their gradients are rounding, which Adam would blow up to whole steps.
     """
@@ -48,8 +58,32 @@ def network(dtype: torch.dtype) -> nn.Sequential:
     return nn.Sequential(*stages, *head).to(dtype)
 
 
-def main(doc: str, name: str, train: Callable[..., list[float]], ours: Callable, usual: Callable) -> None:
-    """Train with either loss, draw the curves, print how far apart they are.
+def train(
+    loss: Callable[[Tensor, Tensor], Tensor], steps: int, dtype: torch.dtype, backend: str = "auto"
+) -> list[float]:
+    """Train the network with a loss of two views' embeddings [n, E] -> the loss of every step."""
+    views, net, curve = Views(dtype, backend), network(dtype), []
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    for step in range(steps):
+        a, b = net(torch.cat(views(step))).chunk(2)
+        value = loss(a, b)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        curve.append(value.item())
+    print(f"{matched(a.detach(), b.detach()):.0%} of the last rows lie nearest to their other view")
+    return curve
+
+
+def matched(a: Tensor, b: Tensor) -> float:
+    """Share of the rows whose nearest other row is the other view of the same photograph."""
+    n = len(a)
+    _, neighbor, _ = SF.nearest_neighbors(torch.cat([a, b]), k=1)  # argmin of torch.cdist without its diagonal
+    return (neighbor[:, 0] == torch.arange(2 * n).roll(n)).float().mean().item()
+
+
+def main(doc: str, name: str, ours: Callable[..., list[float]], usual: Callable[..., list[float]]) -> None:
+    """Train either way, (steps, dtype) -> curve, draw the curves, print how far apart they are.
 
     Training amplifies rounding: in float32 the curves start equal and drift apart as any two implementations do.
     """
@@ -59,9 +93,11 @@ def main(doc: str, name: str, train: Callable[..., list[float]], ours: Callable,
     parser.add_argument("--reference", action="store_true", help="train with the usual lines of PyTorch only")
     parser.add_argument("--double", action="store_true", help="train in float64, where the curves stay together")
     args = parser.parse_args()
+    if args.steps < 1:
+        parser.error(f"--steps must be at least 1, got {args.steps}")
     dtype = torch.float64 if args.double else torch.float32
-    losses = {"PyTorch": usual} if args.reference else {"shamisa": ours, "PyTorch": usual}
-    curves = {label: train(loss, args.steps, dtype) for label, loss in losses.items()}
+    trainings = {"PyTorch": usual} if args.reference else {"shamisa": ours, "PyTorch": usual}
+    curves = {label: run(args.steps, dtype) for label, run in trainings.items()}
     for label, curve in curves.items():
         print(f"{label}: loss {curve[0]:.4f} at the first step, {curve[-1]:.4f} at the last of {len(curve)}")
     if len(curves) == 2:
@@ -71,18 +107,20 @@ def main(doc: str, name: str, train: Callable[..., list[float]], ours: Callable,
 
 
 def draw(curves: dict[str, list[float]], name: str, path: str) -> None:
+    """Loss against step, and the relative difference of two curves -> PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4) if len(curves) == 2 else (4.5, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    left, *rest = figure.subplots(1, len(curves), squeeze=False)[0]
     for (label, curve), style, width in zip(curves.items(), ("-", "--"), (3.5, 1.2), strict=False):
         left.plot(curve, style, linewidth=width, label=label)
     left.set(title=name, xlabel="step", ylabel="loss")
     left.legend()
-    if len(curves) == 2:
+    for right in rest:
         x, y = curves.values()
         right.semilogy([max(abs(p - q) / abs(q), 1e-17) for p, q in zip(x, y, strict=True)], linewidth=1)
-    right.set(title="relative difference", xlabel="step")
+        right.set(title="relative difference", xlabel="step")
     figure.savefig(path, dpi=90)
+    print(f"wrote {path}")

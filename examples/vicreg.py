@@ -6,11 +6,11 @@ python examples/vicreg.py --reference   # trains with the usual lines only
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from common import Views, main, network
+from common import main, train
 from torch import Tensor
 
 import shamisa.functional as SF
@@ -39,19 +39,5 @@ def usual(a: Tensor, b: Tensor) -> Tensor:
     return 25 * invariance + 25 * variance + covariance
 
 
-def train(loss: Callable[[Tensor, Tensor], Tensor], steps: int, dtype: torch.dtype) -> list[float]:
-    """The loss of every step."""
-    views, net, curve = Views(dtype), network(dtype), []
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    for step in range(steps):
-        a, b = net(torch.cat(views(step))).chunk(2)
-        value = loss(a, b)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        curve.append(value.item())
-    return curve
-
-
 if __name__ == "__main__":
-    main(__doc__, "vicreg", train, ours, usual)
+    main(__doc__, "vicreg", partial(train, ours), partial(train, usual))

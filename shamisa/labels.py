@@ -242,6 +242,6 @@ def _find(names: list[str], root: Path, what: str, layout: str) -> list[Path]:
                 missing.append(name)
         found[name] = path
     if missing:
-        first = f"the first is {missing[0]}"
-        raise LabelError(f"{len(missing)} of {len(found)} {what} are missing in {root}, {first}{layout}")
+        first = f"the first is {missing[0]}{layout}"
+        raise LabelError(f"{len(missing)} of {len(found)} {what} are missing in {root} (--root), {first}")
     return [found[name] for name in names]

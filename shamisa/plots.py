@@ -154,7 +154,8 @@ def contact_sheet(
                 steps = plan.recipe(b, c, level)
                 text = [f"{'>' if d == varying else ' '}{name} {value:.3g}" for d, (name, _, value) in enumerate(steps)]
                 tiles.append(("\n".join(text), enlarge(shown[b, view, c, level])))
-            rows.append((f"sample {b}, view {view}, composition {c}", tiles))
+            title = f"sample {b}, view {view}, composition {c}, varying: {plan.recipe(b, c, 0)[varying][0]}"
+            rows.append((title, tiles))
     draw_grid(rows).save(path)
 
 

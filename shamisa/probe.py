@@ -60,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m shamisa.probe",
+        usage="%(prog)s --checkpoint RUN (--labels CSV | --dataset NAME | --cross SET=DIR SET=DIR ...) [options]",
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -332,9 +333,10 @@ def run(given: argparse.Namespace) -> dict:
         }
     )
     n = first.numbers
-    title = f"{first.extractor.encoder.name} on {labels.name}, {len(first.split.test)} test images: SRCC {n['srcc']:.4f}, PLCC {n['plcc']:.4f}"
+    which = f" of the first of {len(chosen)} splits" if len(chosen) > 1 else ""
+    title = f"{first.extractor.encoder.name} on {labels.name}, {len(first.split.test)} test images{which}: SRCC {n['srcc']:.4f}, PLCC {n['plcc']:.4f}"
     write_results(out, results, first, about, title)
-    several = f"{len(chosen)} x " if len(chosen) > 1 else ""
+    several = f"{len(chosen)} splits, the first: " if len(chosen) > 1 else ""
     kind = ", full reference" if given.full_reference else ""
     say(f"{labels.name}: {len(read)} images{kind}, {several}{chosen[0].origin}, split hash {hashes[0][:16]}")
     if features.failed:

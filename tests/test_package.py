@@ -1,6 +1,7 @@
 """The package itself: quiet import, the compiled libraries found from a checkout, the command's words."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,13 @@ def test_command(capsys):
     assert cli.main(["--version"]) == 0 and shamisa.__version__ in capsys.readouterr().out
     assert cli.main([]) == 0 and "probe" in capsys.readouterr().out
     assert cli.main(["paint"]) == 2 and "unknown command 'paint'" in capsys.readouterr().err
+
+
+def test_python_m_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["shamisa", "--version"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module("shamisa", run_name="__main__")
+    assert done.value.code == 0 and shamisa.__version__ in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

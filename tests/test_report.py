@@ -87,6 +87,26 @@ def test_losses_are_named(result):
     assert "slower than" not in report.render(result)
 
 
+def test_headline(result):
+    text = report.headline(result)
+    assert cells(text, "one JPEG round trip of a 224 px image")[1:] == ["1", "Pillow", "0.5", "**0.5x**"]
+    assert cells(text, "objective of 252 images, with gradients")[1:] == [
+        "500",
+        "its PyTorch reference",
+        "250",
+        "**0.5x**",
+    ]
+    assert "slower one in 3 of 5 comparisons" in text
+
+
+def test_headline_is_filled(result, tmp_path):
+    readme, path = tmp_path / "README.md", tmp_path / "result.json"
+    readme.write_text(f"{report.HEAD_START}\nold\n{report.HEAD_END}\n{report.START}\nold\n{report.END}\n")
+    path.write_text(json.dumps(result))
+    assert report.main([str(path), "--readme", str(readme)]) == 0
+    assert report.headline(result) in readme.read_text() and "old" not in readme.read_text()
+
+
 def test_readme_is_changed_between_the_markers_only(result, tmp_path):
     readme, path = tmp_path / "README.md", tmp_path / "result.json"
     readme.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
@@ -173,5 +193,7 @@ def test_committed_results_name_no_paths_and_fill_the_readme():
         text = path.read_text()
         assert not any(word in text for word in ('"/', "hostname", '"node"'))
     readme = (FILE.parents[1] / "README.md").read_text()
+    headline = "\n\n".join(report.headline(report.load(path)) for path in paths)
+    assert readme.partition(report.HEAD_START)[2].partition(report.HEAD_END)[0].strip() == headline
     done = subprocess.run([sys.executable, str(FILE)], capture_output=True, text=True, check=True)
     assert readme.partition(report.START)[2].partition(report.END)[0].strip() == done.stdout.strip()
