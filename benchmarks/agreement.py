@@ -87,7 +87,7 @@ def randomness() -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
 
 
 def photographs() -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
-    """Resizing, where it has a kernel for the device: it works on CPU tensors in front of the engine."""
+    """Resizing, where it has a kernel for the device."""
     if not ops.has_kernel("resize_bicubic", "cuda" if GPU else "cpu"):
         return
     photo = torch.randint(0, 256, (3, 90, 131), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

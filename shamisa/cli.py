@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
+from .files import printable
+
 COMMANDS = {
     "train": "train an encoder without labels (no arguments: the embedded demonstration)",
     "probe": "fit a ridge regressor on frozen features and report SRCC and PLCC",
@@ -22,7 +24,7 @@ INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C
 
 def complain(command: str, message: object, status: int) -> int:
     """One line on stderr, whatever the bytes of a path in it; -> the status."""
-    print(f"shamisa {command}: {message}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+    print(printable(f"shamisa {command}: {message}"), file=sys.stderr)
     return status
 
 

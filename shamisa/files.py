@@ -1,4 +1,4 @@
-"""Small files: written at once or not at all, and their SHA-256."""
+"""Small files: written at once or not at all, their SHA-256, and their names in print."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 from pathlib import Path
+
+_ESCAPED = {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)}  # how Python holds such bytes in a str
 
 
 def sync(path: Path) -> None:
@@ -48,3 +50,10 @@ def hash_file(path: str | os.PathLike) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def printable(content: object) -> str:
+    """Anything -> text that any output can encode: bytes of file names that are not UTF-8 become \\xNN."""
+    if isinstance(content, bytes):
+        return content.decode("utf-8", "backslashreplace")
+    return str(content).translate(_ESCAPED).encode("utf-8", "backslashreplace").decode()

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data.decode import printable
 from .engine import DistortionEngine, Plan
+from .files import printable
 from .sheet import draw_grid
 
 TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")

@@ -24,8 +24,8 @@ from PIL import Image
 
 from . import iqa_sets, ridge, runs, splits
 from .cli import guard
-from .data.decode import printable
 from .features import CROPS, SCALES, Extractor, Features, extract, extract_difference
+from .files import printable
 from .labels import QUALITY, LabelError, Labels, find_files, find_references, read_csv
 from .models import Encoder
 from .parallel import choose_device

@@ -27,28 +27,53 @@ REGULARIZER_NODES = 126  # N of one sample with the published sizes: regularizer
 
 @dataclass(frozen=True)
 class RelationOptions:
-    """Everything that can be chosen about the objective; the defaults are the published choices."""
+    """Everything that can be chosen about the objective; the defaults are the published choices.
 
-    graphs: tuple[str, ...] = GRAPHS  # which graphs take part; the weights of the others are shared out among them
-    anchors: int = 32  # K, anchors of the transport graph
-    neighbors: int = 31  # nearest neighbours of each node (fewer when N is smaller)
-    structural: str = "parity"  # views that belong together: parity, same_scale, same_reference
-    decay: str = "exponential"  # weight of a severity gap g: exp(-3 g / 4), or reciprocal: 1 / (1 + g / 4)
-    dist_dist_edges: int = 4096  # ordered pairs of distorted images kept ...
-    dist_dist_cap: str = "batch"  # ... per batch or per sample; "sample" keeps severity information when B > 2
-    transport_edges: int = 8  # scores kept per node
-    transport_select: str = "global"  # the largest of the whole matrix, or of each row
-    transport_diagonal: bool = True  # whether i = i may take one of those places (it is never used)
-    alignment: bool = True  # whether the term that trains the anchors is part of the objective
-    binary: bool = False  # every nonzero entry of every graph becomes 1 (no gradient through the graphs)
-    aggregation: str = "detached"  # graph weights: random fixed network (published), trained network, or equal
-    regularizer: str = "published"  # a sum over edges, normalized by N / 126, or off
-    halves: str = "published"  # variance and covariance by first and second half of the rows, or by scale
-    code_temperature: float = 0.05  # softness of the balanced codes
-    temperature: float = 0.1  # softness of the assignments p
-    rounds: int = 6  # Sinkhorn rounds
-    check_finite: bool = False  # NaN or infinity in z or h raises ValueError; this waits for the device in every step
-    gather: bool = False  # one objective over the samples of all ranks of torch.distributed, instead of one per rank
+    Attributes:
+        graphs: which graphs take part; the weights of the others are shared out among them.
+        anchors: K, anchors of the transport graph.
+        neighbors: nearest neighbours of each node (fewer when N is smaller).
+        structural: views that belong together: parity, same_scale, same_reference.
+        decay: weight of a severity gap g: exp(-3 g / 4), or reciprocal: 1 / (1 + g / 4).
+        dist_dist_edges: ordered pairs of distorted images kept, per batch or per sample as `dist_dist_cap` says.
+        dist_dist_cap: "batch" or "sample"; "sample" keeps severity information when B > 2.
+        transport_edges: scores kept per node.
+        transport_select: the largest of the whole matrix, or of each row.
+        transport_diagonal: whether i = i may take one of those places (it is never used).
+        alignment: whether the term that trains the anchors is part of the objective.
+        binary: every nonzero entry of every graph becomes 1 (no gradient through the graphs).
+        aggregation: graph weights: random fixed network (published), trained network, or equal.
+        regularizer: a sum over edges, normalized by N / 126, or off.
+        halves: variance and covariance by first and second half of the rows, or by scale.
+        code_temperature: softness of the balanced codes.
+        temperature: softness of the assignments p.
+        rounds: Sinkhorn rounds.
+        check_finite: NaN or infinity in z or h raises ValueError; this waits for the device in every step.
+        gather: one objective over the samples of all ranks of torch.distributed, instead of one per rank.
+        alignment_weight, regularizer_weight, variance_weight, invariance_weight, covariance_weight: factors of the
+            terms.
+    """
+
+    graphs: tuple[str, ...] = GRAPHS
+    anchors: int = 32
+    neighbors: int = 31
+    structural: str = "parity"
+    decay: str = "exponential"
+    dist_dist_edges: int = 4096
+    dist_dist_cap: str = "batch"
+    transport_edges: int = 8
+    transport_select: str = "global"
+    transport_diagonal: bool = True
+    alignment: bool = True
+    binary: bool = False
+    aggregation: str = "detached"
+    regularizer: str = "published"
+    halves: str = "published"
+    code_temperature: float = 0.05
+    temperature: float = 0.1
+    rounds: int = 6
+    check_finite: bool = False
+    gather: bool = False
     alignment_weight: float = 0.49057801093072007
     regularizer_weight: float = 0.03419084992354765
     variance_weight: float = 11.975680785304435
@@ -94,27 +119,35 @@ class RelationOutput:
     """What RelationLoss returns; all but the last two are scalars, and only `total` is meant to be differentiated.
 
     total = 11.98 variance + 88.37 invariance + 57.21 covariance; invariance = 2 (pair + transport + regularizer).
+
+    Attributes:
+        total, invariance, variance, covariance: scalars.
+        pair: graph-weighted mean squared distance of embeddings.
+        transport: alignment of anchor assignments with balanced codes, weighted.
+        regularizer: - weight * sum of squared edge weights.
+        mixture: [6] weight of each graph, in the order of GRAPHS; 0 for graphs that are off.
+        graph: the merged graph, i < j, as edges (index [2, M], weight [M], dense()); weights detached.
     """
 
     total: Tensor
     invariance: Tensor
     variance: Tensor
     covariance: Tensor
-    pair: Tensor  # graph-weighted mean squared distance of embeddings
-    transport: Tensor  # alignment of anchor assignments with balanced codes, weighted
-    regularizer: Tensor  # - weight * sum of squared edge weights
-    mixture: Tensor  # [6] weight of each graph, in the order of GRAPHS; 0 for graphs that are off
-    graph: RelationGraph  # the merged graph, i < j; weights detached
+    pair: Tensor
+    transport: Tensor
+    regularizer: Tensor
+    mixture: Tensor
+    graph: RelationGraph
 
 
 class RelationLoss(nn.Module):
     """Graph-weighted variance-invariance-covariance objective.
 
     Owns the anchors (`anchors`, a weight-normalised linear map without bias) and the aggregator that weighs the graphs
-    (`aggregator`). `options` names every choice, see RelationOptions; unknown names raise TypeError, unknown values
-    ValueError. Unless aggregation="trained", the aggregator gets no gradient: `loss.aggregator.requires_grad_(False)`
-    before DistributedDataParallel. First derivatives only. Copied with copy.deepcopy, saved with state_dict (torch does
-    not pickle parametrized modules).
+    (`aggregator`). `options` names every choice, see help(shamisa.relations.RelationOptions); unknown names raise
+    TypeError, unknown values ValueError. Unless aggregation="trained", the aggregator gets no gradient: call
+    `loss.aggregator.requires_grad_(False)` before DistributedDataParallel. First derivatives only. Copied with
+    copy.deepcopy, saved with state_dict (torch does not pickle parametrized modules).
 
     feature_dim: F, the length of a row of h; at least 1, else ValueError.
     """

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .data.decode import printable
 from .data.photos import PhotoError, read_photo
+from .files import printable
 from .labels import describe_scale
 from .runs import write_text
 

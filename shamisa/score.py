@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from .cli import guard
-from .data.decode import printable
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .features import Extractor
+from .files import printable
 from .labels import describe_scale
 from .parallel import choose_device
 from .probe import open_encoder

@@ -1,4 +1,4 @@
-"""One file: every kind of photograph, hostile ones, and names that can be printed."""
+"""One file: every kind of photograph, and hostile ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import pickle
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from PIL import Image
 from torch.testing import assert_close
 
 from shamisa.data import PhotoError, read_photo
-from shamisa.data.decode import printable
 
 H, W = 40, 52
 
@@ -194,17 +192,3 @@ def test_bomb_beyond_pillows_own_limit(tmp_path, monkeypatch):
         read_photo(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)  # below it Pillow only warns
     assert_close(read_photo(tmp_path / "a.png"), as_photo(RGB), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    "content, expected",
-    [
-        (b"a\xff\xc3\xa9.png", r"a\xffé.png"),
-        ("a\udcffé.png", r"a\xffé.png"),  # as Python decodes those bytes
-        (Path("a\udc80"), r"a\x80"),
-        ("\ud800", r"\ud800"),
-        (ValueError("\udce9"), r"\xe9"),
-    ],
-)
-def test_printable(content, expected):
-    assert printable(content) == expected

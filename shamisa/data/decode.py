@@ -18,6 +18,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ..files import printable
+
 MAX_PIXELS = 100_000_000  # a larger photograph is refused before it is decoded
 MAX_BYTES = 1 << 30  # a larger file is refused before it is read
 MAX_SECONDS = 60.0  # a photograph that takes longer is given up
@@ -33,7 +35,6 @@ _ORIENTATION = {  # EXIF orientation -> the turn that makes the photograph uprig
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ESCAPED = {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)}  # how Python holds such bytes in a str
 _PIECE = 1 << 26  # bytes asked of the system at once
 
 
@@ -85,13 +86,6 @@ def at_least(name: str, given: int, low: int) -> int:
     if not isinstance(given, int) or given < low:
         raise ValueError(f"{name} must be an integer of at least {low}, got {given!r}")
     return given
-
-
-def printable(content: object) -> str:
-    """Anything -> text that any output can encode: bytes of file names that are not UTF-8 become \\xNN."""
-    if isinstance(content, bytes):
-        return content.decode("utf-8", "backslashreplace")
-    return str(content).translate(_ESCAPED).encode("utf-8", "backslashreplace").decode()
 
 
 def read_photo(

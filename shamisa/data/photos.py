@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from ..files import printable
 from .decode import (
     MAX_BYTES,
     MAX_PIXELS,
@@ -24,7 +25,6 @@ from .decode import (
     PhotoError,
     at_least,
     decode_photo,
-    printable,
     read_bytes,
     read_photo,
     within,

@@ -22,7 +22,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .decode import printable, read_bytes
+from ..files import printable
+from .decode import read_bytes
 from .photos import EXTENSIONS, EncodedPhotos
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
