@@ -3,10 +3,10 @@
 Importing prints, downloads, compiles and writes nothing, and needs no GPU.
 """
 
-from ._compiled import installed_folder
+from ._compiled import installed_folder as _installed_folder
 
 # A checkout in the working directory hides the installed package: let it use the libraries that were compiled there.
-__path__ += installed_folder(__path__)
+__path__ += _installed_folder(__path__)
 
 from . import functional
 from ._version import __version__

@@ -63,6 +63,8 @@ class Scorer:
         [N] float64. RGB, uint8 or floating in 0..1, see ``quality.to_levels``."""
         if isinstance(images, Tensor) and images.dim() == 3:
             images = [images]
+        if not isinstance(images, Tensor | list | tuple):
+            raise TypeError(f"images must be a tensor [3, H, W] or [N, 3, H, W] or a list, got {type(images).__name__}")
         if not len(images):
             raise ValueError("images must hold at least one image, got none")
         return self.regressor.quality(self.regressor.predict(self.extractor([_levels(i) for i in images])))
@@ -80,7 +82,7 @@ class Scorer:
 def _levels(image: Tensor) -> Tensor:
     if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
         got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f"images must be tensors [3, H, W], none of them 0, got {got}")
+        raise ValueError(f"each image must be a tensor [3, H, W] with H, W >= 1, got {got}")
     return to_levels(image).cpu()
 
 
@@ -92,7 +94,22 @@ def load_scorer(
     batch: int = 8,
     workers: int = 2,
 ) -> Scorer:
-    """A scorer from a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
+    """Open a trained encoder and its regressor, to score images.
+
+    Args:
+        checkpoint: folder of a run, or of one checkpoint, of ``shamisa.train``.
+        regressor: ``regressor.safetensors`` written by ``shamisa.probe`` for that encoder.
+        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        batch: images whose crops go through the encoder together.
+        workers: threads that decode files, for ``Scorer.stream``.
+
+    Returns:
+        A ``Scorer``: called with images ``[N, 3, H, W]``, one ``[3, H, W]`` or a list of any sizes (RGB, uint8 or floating in
+        0..1), it gives their quality ``[N]`` float64 in 0..1, higher is better.
+
+    Raises:
+        ValueError, RuntimeError: files that cannot be read or do not belong together; a device that is not there.
+    """
     fitted, chosen = Regressor.load(regressor), choose_device(device)  # before the encoder, which takes longer
     return Scorer(open_encoder(checkpoint), fitted, device=chosen, batch=batch, workers=workers)
 

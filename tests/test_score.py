@@ -150,7 +150,7 @@ def test_scorer_takes_tensors(regressor):
     "images, message",
     [
         ([], "at least one image"),
-        (torch.zeros(2, 1, 8, 8), r"tensors \[3, H, W\], none of them 0, got \[1, 8, 8\]"),
+        (torch.zeros(2, 1, 8, 8), r"each image must be a tensor \[3, H, W\] with H, W >= 1, got \[1, 8, 8\]"),
         (torch.full((3, 8, 8), 2.0), "must lie in 0..1, got 2..2"),
         (torch.full((3, 8, 8), float("nan")), "must lie in 0..1"),
         (torch.zeros(3, 8, 8, dtype=torch.int32), "uint8 or floating, got torch.int32"),
