@@ -227,33 +227,34 @@ SHAMISA_DEVICE void tally_units(WarpTeam& warp, int units, int* count, F f) {
 }
 #endif
 
-// The same where two parts count: view(unit) is what both look at, visited(unit, part) whether a part has anything to count.
-// A warp takes the parts one after the other, because both at once need more registers than there are.
+// The same for a Pass of two parts that look at one view: first(unit, view, tally) where visits(unit), and
+// second(unit, view, tally) where finds(unit). A warp takes the parts one after the other, because both at once need more
+// registers than there are.
 #if !defined(__CUDACC__)
-template <int n, class Visited, class View, class First, class Second>
-SHAMISA_HD void tally_units(ThreadTeam& team, int units, int* count, Visited visited, View view, First first, Second second) {
+template <int n, class Pass>
+SHAMISA_HD void tally_parts(ThreadTeam& team, int units, int* count, Pass pass) {
   tally_units<n>(team, units, count, [=](int u, auto& tally) {
-    if (!visited(u, false)) return;
-    const auto v = view(u);
-    first(u, v, tally);
-    if (v.found.any()) second(u, v, tally);
+    if (!pass.visits(u)) return;
+    const auto view = pass.view(u);
+    pass.first(u, view, tally);
+    if (view.found.any()) pass.second(u, view, tally);
   });
 }
 #endif
 #if defined(__CUDACC__) || defined(SHAMISA_EMULATE)
-template <int n, class Visited, class View, class First, class Second>
-SHAMISA_DEVICE void tally_units(WarpTeam& warp, int units, int* count, Visited visited, View view, First first, Second second) {
+template <int n, class Pass>
+SHAMISA_DEVICE void tally_parts(WarpTeam& warp, int units, int* count, Pass pass) {
   Tally<Word, n> tally;
 #if defined(__CUDACC__)
 #pragma unroll 1
 #endif
   for (int u = warp.lane(); u < units; u += 32)
-    if (visited(u, false)) first(u, view(u), tally);
+    if (pass.visits(u)) pass.first(u, pass.view(u), tally);
 #if defined(__CUDACC__)
 #pragma unroll 1
 #endif
   for (int u = warp.lane(); u < units; u += 32)
-    if (visited(u, true)) second(u, view(u), tally);
+    if (pass.finds(u)) pass.second(u, pass.view(u), tally);
   put_totals(warp, tally, count);
 }
 #endif
@@ -482,24 +483,39 @@ struct View {
         near(known_, members_ & bit_, around_) {}
 };
 
+template <class U>
+struct FindingPass {  // significance and cleanup
+  BlockWords block;
+  int p;
+  template <class T>
+  SHAMISA_HD void second(int u, const View<U>& v, T& tally) const {
+    add_signs(tally, block, u, v.near, v.found);
+    add_fraction(tally, count_fraction, block, u, p, v.found);
+  }
+};
+
+template <class U>
+struct SignificancePass : FindingPass<U> {
+  using FindingPass<U>::block;
+  using FindingPass<U>::p;
+  SHAMISA_HD SignificancePass(BlockWords block_, int p_) : FindingPass<U>{block_, p_} {}
+  SHAMISA_HD U members(int u) const { return block.template at<U>(u, slot_members); }
+  SHAMISA_HD bool visits(int u) const { return members(u).any(); }
+  SHAMISA_HD bool finds(int u) const { return (members(u) & block.template at<U>(u, p)).any(); }
+  SHAMISA_HD View<U> view(int u) const {
+    return {block.template at<U>(u, p), block.template at<U>(u, slot_significant), members(u),
+            around_significance<U>(block, u, p)};
+  }
+  template <class T>
+  SHAMISA_HD void first(int, const View<U>& v, T& tally) const {
+    add_zero_coding(tally, block.orient, v.near, v.members, v.bit);
+  }
+};
+
 template <class Group>
 SHAMISA_STEP void significance_pass(Group& group, BlockWords block, int p, int* count) {
   typedef Unit<Group> U;
-  const auto visited = [=](int u, bool found) {  // whether the unit has members, found ones
-    const U members = block.at<U>(u, slot_members);
-    return found ? (members & block.at<U>(u, p)).any() : members.any();
-  };
-  const auto view = [=](int u) {
-    return View<U>(block.at<U>(u, p), block.at<U>(u, slot_significant), block.at<U>(u, slot_members),
-                   around_significance<U>(block, u, p));
-  };
-  tally_units<count_run>(
-      group, block.units<U>(), count, visited, view,
-      [=](int, const View<U>& v, auto& tally) { add_zero_coding(tally, block.orient, v.near, v.members, v.bit); },
-      [=](int u, const View<U>& v, auto& tally) {
-        add_signs(tally, block, u, v.near, v.found);
-        add_fraction(tally, count_fraction, block, u, p, v.found);
-      });
+  tally_parts<count_run>(group, block.units<U>(), count, SignificancePass<U>(block, p));
 }
 
 template <class Group>
@@ -566,41 +582,39 @@ struct Runs<Word> {
   }
 };
 
+template <class U>
+struct CleanupPass : FindingPass<U> {
+  using FindingPass<U>::block;
+  using FindingPass<U>::p;
+  SHAMISA_HD CleanupPass(BlockWords block_, int p_) : FindingPass<U>{block_, p_} {}
+  SHAMISA_HD U members(int u) const {
+    return block.template at<U>(u, slot_inside) & ~block.template at<U>(u, slot_significant) &
+           ~block.template at<U>(u, slot_members);
+  }
+  SHAMISA_HD bool visits(int u) const { return members(u).any(); }
+  SHAMISA_HD bool finds(int u) const { return (members(u) & block.template at<U>(u, p)).any(); }
+  SHAMISA_HD View<U> view(int u) const {
+    const U bit = block.template at<U>(u, p);
+    return {bit, block.template at<U>(u, slot_significant) | (block.template at<U>(u, slot_members) & bit), members(u),
+            around_cleanup<U>(block, u, p)};
+  }
+  SHAMISA_HD U blank(const View<U>& v) const { return blank_members(v.members, v.known, v.found, v.around); }
+  template <class T>
+  SHAMISA_HD void first(int u, const View<U>& v, T& tally) const {
+    const Runs<U> runs(block, u, p, U::rows == 1 ? U::zero() : blank(v), v.found);
+    tally.add_pair(count_run, runs.visited, runs.ones);
+    const U coded = v.members & ~runs.skipped;
+    if (coded.any()) add_zero_coding(tally, block.orient, v.near, coded, v.bit);
+  }
+};
+
 template <class Group>
 SHAMISA_STEP void cleanup_pass(Group& group, BlockWords block, int p, int* count) {
   typedef Unit<Group> U;
-  const auto members_of = [=](int u) {
-    return block.at<U>(u, slot_inside) & ~block.at<U>(u, slot_significant) & ~block.at<U>(u, slot_members);
-  };
-  const auto known_of = [=](int u) {
-    return block.at<U>(u, slot_significant) | (block.at<U>(u, slot_members) & block.at<U>(u, p));
-  };
+  const CleanupPass<U> pass(block, p);
   if (U::rows == 1)  // the rows of a stripe must know of each other; nobody needs slot_refined any more
-    group.each(block.units<U>(), [=](int u) {
-      const U members = members_of(u);
-      block.put(u, slot_refined,
-                blank_members(members, known_of(u), members & block.at<U>(u, p), around_cleanup<U>(block, u, p)));
-    });
-  const auto visited = [=](int u, bool found) {
-    const U members = members_of(u);
-    return found ? (members & block.at<U>(u, p)).any() : members.any();
-  };
-  const auto view = [=](int u) {
-    return View<U>(block.at<U>(u, p), known_of(u), members_of(u), around_cleanup<U>(block, u, p));
-  };
-  tally_units<count_found>(
-      group, block.units<U>(), count, visited, view,
-      [=](int u, const View<U>& v, auto& tally) {
-        const U blank = U::rows == 1 ? U::zero() : blank_members(v.members, v.known, v.found, v.around);
-        const Runs<U> runs(block, u, p, blank, v.found);
-        tally.add_pair(count_run, runs.visited, runs.ones);
-        const U coded = v.members & ~runs.skipped;
-        if (coded.any()) add_zero_coding(tally, block.orient, v.near, coded, v.bit);
-      },
-      [=](int u, const View<U>& v, auto& tally) {
-        add_signs(tally, block, u, v.near, v.found);
-        add_fraction(tally, count_fraction, block, u, p, v.found);
-      });
+    group.each(block.units<U>(), [=](int u) { block.put(u, slot_refined, pass.blank(pass.view(u))); });
+  tally_parts<count_found>(group, block.units<U>(), count, pass);
 }
 
 }  // namespace jpeg2000_detail
