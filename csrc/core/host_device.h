@@ -27,11 +27,12 @@
 #endif
 
 #if defined(__CUDACC__)
-// SHAMISA_HD: a small function for both sides. SHAMISA_OP: a template over a Team (uses barriers, so device only). Not
-// inlined: in one function the registers of the hungriest op would be spilled in all of them.
+// SHAMISA_HD: a small function for both sides. SHAMISA_OP: a template over a Team (uses barriers, so device only) that calls
+// no other. Not inlined: what one of them holds ready for its loops would take registers from the loops of all others.
 #define SHAMISA_HD __host__ __device__ __forceinline__
 #define SHAMISA_OP __device__ __noinline__
-// SHAMISA_STEP: a part of an op; a call of its own on the host, where the compiler loses vector loops in long functions
+// SHAMISA_STEP: what calls ops, or a part of one; inlined, because a caller's registers are spilled around a call. A call of
+// its own on the host, where the compiler loses vector loops in long functions.
 #define SHAMISA_STEP __device__ __forceinline__
 #define SHAMISA_INDEPENDENT
 #define SHAMISA_RESTRICT __restrict__
@@ -59,6 +60,16 @@
 #define SHAMISA_INDEPENDENT
 #define SHAMISA_RESTRICT __restrict
 #endif
+
+SHAMISA_BEGIN
+// x; on a GPU the compiler does not know that, and computes anew in each turn of a loop what it would else hold in registers
+SHAMISA_HD int anew(int x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+SHAMISA_END
 
 // widest float vector that pays: 256 bit for v3 and v4 (512 bit gained nothing when measured), else 128 bit
 #if defined(__AVX2__)

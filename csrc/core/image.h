@@ -24,6 +24,14 @@ struct Scratch {
     return p;
   }
 };
+// What a distortion works on; the team keeps it.
+struct Stage {
+  Image image;      // changed in place
+  Image other;      // of the same size: whoever writes there exchanges the two
+  Scratch scratch;  // op_scratch bytes
+  float value;      // the parameter, within its limits
+  uint64_t key;     // of the random numbers
+};
 // what take<T>(n) uses of it
 template <class T>
 SHAMISA_HD int64_t taken(int64_t n) {

@@ -27,34 +27,24 @@ SHAMISA_HD int64_t op_scratch(int opcode, int H, int W) {
   }
 }
 
-SHAMISA_HD void swap(Image& a, Image& b) {
-  const Image t = a;
-  a = b;
-  b = t;
-}
-
-// One stage that is not pointwise: image is changed in place, or written to other and the two exchanged.
+// One stage that is not pointwise: of the kept image, the result is there too.
 template <class Team>
-SHAMISA_OP void apply(Team& team, int opcode, Image& image, Image& other, Scratch scratch, float value, Key key) {
+SHAMISA_STEP void apply(Team& team, int opcode) {
   switch (opcode) {
-    case op_gaussian_blur: gaussian_blur(team, image, scratch, value); break;
-    case op_lens_blur: lens_blur(team, image, scratch, value); break;
-    case op_motion_blur: motion_blur(team, image, scratch, value, key); break;
-    case op_color_diffusion: color_diffusion(team, image, scratch, value); break;
-    case op_color_shift: color_shift(team, image, scratch, value, key); break;
-    case op_jpeg2000: jpeg2000(team, image, scratch, value); break;
-    case op_jpeg: jpeg(team, image, scratch, value); break;
-    case op_jitter: jitter(team, image, scratch, value, key); break;
-    case op_non_eccentricity_patch: non_eccentricity_patch(team, image, value, key); break;
-    case op_pixelate:
-      pixelate(team, image, other, scratch, value);
-      swap(image, other);
-      break;
-    case op_quantization: quantization(team, image, value); break;
-    case op_color_block: color_block(team, image, value, key); break;
-    case op_high_sharpen: high_sharpen(team, image, scratch, value); break;
+    case op_gaussian_blur: gaussian_blur(team); break;
+    case op_lens_blur: lens_blur(team); break;
+    case op_motion_blur: motion_blur(team); break;
+    case op_color_diffusion: color_diffusion(team); break;
+    case op_color_shift: color_shift(team); break;
+    case op_jpeg2000: jpeg2000(team); break;
+    case op_jpeg: jpeg(team); break;
+    case op_jitter: jitter(team); break;
+    case op_non_eccentricity_patch: non_eccentricity_patch(team); break;
+    case op_pixelate: pixelate(team); break;
+    case op_quantization: quantization(team); break;
+    case op_color_block: color_block(team); break;
+    case op_high_sharpen: high_sharpen(team); break;
   }
-  team.used = 0;
 }
 
 // Bytes that one team needs: two images and the scratch of the op that wants most. present(opcode): whether it may occur.
@@ -66,39 +56,66 @@ SHAMISA_HD int64_t team_bytes(int H, int W, Present present) {
   return 2 * taken<float>(3 * (int64_t)H * W) + most;
 }
 
+SHAMISA_HD bool is_absent(const Batch& batch, int64_t opcode) {  // not a stage
+  return opcode < 0 || opcode >= opcode_count || min_of(batch.H, batch.W) < row_of((int)opcode).min_size;
+}
+
+// the run from stage chain.first on, which may be empty, and what follows
+SHAMISA_HD void find_run(const Batch& batch, Chain& chain) {
+  const int64_t start = chain.run.n * batch.D;
+  const int64_t* const opcode = batch.opcode + start;
+  const auto pointwise = [=, &batch](int d) { return is_absent(batch, opcode[d]) || is_pointwise((int)opcode[d]); };
+  int d = chain.first;
+  while (d < batch.D && d - chain.first < longest_run && pointwise(d)) ++d;
+  chain.last = d;
+  chain.run.image = chain.stage.image;
+  chain.run.count = d - chain.first;
+  chain.run.enter = chain.first == 0;
+  chain.run.leave = d == batch.D;
+  chain.opcode = d == batch.D || pointwise(d) ? -1 : (int)opcode[d];
+  if (chain.opcode < 0) return;
+  chain.stage.value = parameter(row_of(chain.opcode), batch.value[start + d]);
+  chain.stage.key = (Key)batch.key[start + d];
+}
+
 // Image n of the batch; memory [team_bytes], aligned to 64. A bad index, an unknown op code and an image too small for a
 // distortion are errors on the CPU; where they are found too late for that (CUDA) the image is black, the stage left out.
 //
 // The chain is taken as runs of pointwise stages (which may be empty) with one other stage between two runs.
 template <class Team>
-SHAMISA_OP void run_chain(Team& team, const Batch& batch, int64_t n, unsigned char* memory) {
-  const int H = batch.H, W = batch.W, D = batch.D;
-  Scratch scratch{memory};
-  Image image{scratch.take<float>(3 * (int64_t)H * W), H, W};
-  Image other{scratch.take<float>(3 * (int64_t)H * W), H, W};
-  const int64_t* opcode = batch.opcode + n * D;
-  const float* value = batch.value + n * D;
-  const int64_t* key = batch.key + n * D;
-  const auto absent = [=](int d) {  // not a stage
-    return opcode[d] < 0 || opcode[d] >= opcode_count || min_of(H, W) < row_of((int)opcode[d]).min_size;
-  };
-  const auto pointwise = [=](int d) { return absent(d) || is_pointwise((int)opcode[d]); };
-  for (int d = 0, first = 0;; first = d) {
-    while (d < D && d - first < longest_run && pointwise(d)) ++d;
-    const int count = d - first;
-    if (count > 0 || first == 0 || d == D) {
-      PointStage* stages = team.template small<PointStage>(longest_run);
-      team.each(count, [=](int k) {
-        const int i = first + k, code = absent(i) ? -1 : (int)opcode[i];
-        stages[k] = point_stage(code, parameter(row_of(code), value[i]), (Key)key[i]);
+SHAMISA_STEP void run_chain(Team& team, const Batch& batch, int64_t n, unsigned char* memory) {
+  Chain& chain = team.template kept<chain_place, Chain>();
+  PointStage* const stages = team.template small<PointStage>(longest_run);
+  const int kept = team.used;
+  team.serial([&] {
+    const int64_t samples = 3 * (int64_t)batch.H * batch.W;
+    Scratch scratch{memory};
+    chain.stage.image = {scratch.take<float>(samples), batch.H, batch.W};
+    chain.stage.other = {scratch.take<float>(samples), batch.H, batch.W};
+    chain.stage.scratch = scratch;
+    chain.run.stages = stages;
+    chain.run.source = batch.index[n];
+    chain.run.n = n;
+    chain.first = 0;
+    find_run(batch, chain);
+  });
+  for (;;) {
+    if (chain.run.count > 0 || chain.run.enter || chain.run.leave) {
+      team.each(chain.run.count, [&](int k) {
+        const int64_t i = chain.run.n * batch.D + chain.first + k;
+        const int code = is_absent(batch, batch.opcode[i]) ? -1 : (int)batch.opcode[i];
+        chain.run.stages[k] = point_stage(code, parameter(row_of(code), batch.value[i]), (Key)batch.key[i]);
       });
-      run_points(team, image, stages, count, first == 0 ? &batch : nullptr, batch.index[n], d == D ? &batch : nullptr, n);
-      team.used = 0;
+      run_points(team, batch);
     }
-    if (d == D) return;
-    if (pointwise(d)) continue;  // a run that was cut
-    apply(team, (int)opcode[d], image, other, scratch, parameter(row_of((int)opcode[d]), value[d]), (Key)key[d]);
-    ++d;
+    if (chain.run.leave) return;
+    if (chain.opcode >= 0) apply(team, chain.opcode);
+    team.used = kept;
+    team.sync();  // everyone has read the chain
+    team.serial([&] {
+      chain.first = chain.last + (chain.opcode >= 0);
+      find_run(batch, chain);
+    });
   }
 }
 

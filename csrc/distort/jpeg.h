@@ -99,25 +99,40 @@ SHAMISA_HD void inverse_dct(int (&y)[8]) {
 }
 
 // Column transforms of one column of one block, with the quantiser between them. `column` has stride `stride`, the tables
-// (stride too) repeat every 8 columns, so that neighbouring columns are neighbouring lanes.
-SHAMISA_HD void recode_column(int* column, const float* step, const float* inverse, int stride) {
+// have stride `period`.
+SHAMISA_HD void recode_column(int* column, const float* step, const float* inverse, int stride, int period) {
   int v[8];
   for (int i = 0; i < 8; ++i) v[i] = column[i * stride];
   forward_dct<false>(v);
   for (int i = 0; i < 8; ++i) {
     // |c| / d rounded half up, exactly: d = 8 step is even, and the quotient's float error is far below 1 / (2 d)
-    const float d = 8.f * step[i * stride], size = (float)(v[i] < 0 ? -v[i] : v[i]);
-    const int level = (int)((size + 0.5f * d + 0.5f) * inverse[i * stride]) * (int)step[i * stride];
+    const float d = 8.f * step[i * period], size = (float)(v[i] < 0 ? -v[i] : v[i]);
+    const int level = (int)((size + 0.5f * d + 0.5f) * inverse[i * period]) * (int)step[i * period];
     v[i] = v[i] < 0 ? -level : level;
   }
   inverse_dct<11>(v);
   for (int i = 0; i < 8; ++i) column[i * stride] = v[i];
 }
-// all columns of all blocks of a plane; a function of its own, because nothing of the codec around it need stay in registers
+// all columns of all blocks of a plane; where neighbouring columns are the lanes of a vector, the tables repeat along a row
 template <class Team>
 SHAMISA_OP void recode_columns(Team& team, int* plane, const float* step, const float* inverse, int height, int width) {
-  team.grid(height / 8, width, [=](int y, int x) { recode_column(plane + 8 * y * width + x, step + x, inverse + x, width); });
+  team.grid(height / 8, width, [=](int y, int x) {
+    const int k = Team::vectors ? x : x % 8;
+    const int stride = anew(width);
+    recode_column(plane + 8 * y * stride + x, step + k, inverse + k, stride, Team::vectors ? stride : 8);
+  });
 }
+
+// what the steps share; full_w = 2 chroma_w
+struct Memory {
+  int* luma;                   // [luma_h, luma_w], then Cb, Cr [chroma_h, chroma_w]
+  float *step, *inverse;       // [8, luma_w], then [8, chroma_w]; without vectors [8, 8] each
+  int16_t *full_cb, *full_cr;  // [luma_h, full_w]
+  int16_t *tall_cb, *tall_cr;  // [H, chroma_w]
+  int16_t *wide_cb, *wide_cr;  // [H, full_w]
+  Planes planes;
+  int quality;
+};
 
 }  // namespace jpeg_detail
 
@@ -130,107 +145,123 @@ SHAMISA_HD int64_t jpeg_scratch(int H, int W) {
 
 // image <- decode(encode(trunc(255 image))) / 255 in place; value: the quality, 1..100.
 template <class Team>
-SHAMISA_OP void jpeg(Team& team, Image image, Scratch scratch, float value) {
+SHAMISA_STEP void jpeg(Team& team) {
+  const Stage& stage = team.template kept<chain_place, Stage>();
   using namespace jpeg_detail;
-  const Planes p{image.H, image.W};
-  const int H = p.H, W = p.W, quality = (int)value;
-  const int luma_h = p.luma_h(), luma_w = p.luma_w(), chroma_h = p.chroma_h(), chroma_w = p.chroma_w(), full_w = 2 * chroma_w;
-  int* const luma = scratch.take<int>(p.luma() + 2 * p.chroma());  // then Cb, then Cr
-  int* const chroma = luma + p.luma();
-  float* const step = scratch.take<float>(8 * (luma_w + chroma_w));  // [8, luma_w], then [8, chroma_w]
-  float* const inverse = scratch.take<float>(8 * (luma_w + chroma_w));
-  int16_t* const full_cb = scratch.take<int16_t>((int64_t)full_w * luma_h);
-  int16_t* const full_cr = scratch.take<int16_t>((int64_t)full_w * luma_h);
+  const Image& image = stage.image;
+  Memory made;
+  {
+    const Planes p = made.planes = {image.H, image.W};
+    const int64_t rows = p.H, full_w = 2 * p.chroma_w(), tables = Team::vectors ? 8 * (p.luma_w() + p.chroma_w()) : 128;
+    Scratch scratch = stage.scratch;
+    made.luma = scratch.take<int>(p.luma() + 2 * p.chroma());
+    made.step = Team::vectors ? scratch.take<float>(tables) : team.template small<float>((int)tables);
+    made.inverse = Team::vectors ? scratch.take<float>(tables) : team.template small<float>((int)tables);
+    made.full_cb = scratch.take<int16_t>(full_w * p.luma_h());
+    made.full_cr = scratch.take<int16_t>(full_w * p.luma_h());
+    made.tall_cb = scratch.take<int16_t>(rows * p.chroma_w());
+    made.tall_cr = scratch.take<int16_t>(rows * p.chroma_w());
+    made.wide_cb = scratch.take<int16_t>(rows * full_w);
+    made.wide_cr = scratch.take<int16_t>(rows * full_w);
+    made.quality = (int)stage.value;
+  }
+  const Memory& m = team.template keep<op_place>(made);
+  const Planes& p = m.planes;
 
-  // 1. step sizes, repeated along a row
-  team.each(8 * (luma_w + chroma_w), [=](int i) {
-    const bool is_chroma = i >= 8 * luma_w;
-    const int j = is_chroma ? i - 8 * luma_w : i, width = is_chroma ? chroma_w : luma_w;
-    const int size = step_size(standard_step(is_chroma, j / width, j % width % 8), quality);
-    step[i] = (float)size;
-    inverse[i] = 1.f / (float)(8 * size);
+  // 1. step sizes
+  const int luma_tables = Team::vectors ? 8 * p.luma_w() : 64;
+  team.each(Team::vectors ? 8 * (p.luma_w() + p.chroma_w()) : 128, [=](int i) {
+    const bool is_chroma = i >= luma_tables;
+    const int j = is_chroma ? i - luma_tables : i, period = !Team::vectors ? 8 : is_chroma ? p.chroma_w() : p.luma_w();
+    const int size = step_size(standard_step(is_chroma, j / period, j % period % 8), m.quality);
+    m.step[i] = (float)size;
+    m.inverse[i] = 1.f / (float)(8 * size);
   });
 
   // 2. to YCbCr, rows padded; then columns padded
-  const float *const red = image.plane(0), *const green = image.plane(1), *const blue = image.plane(2);
-  team.grid(luma_h, W, [=](int y, int x) {
-    const int at = (y < H ? y : H - 1) * W + x;
-    const int r = (int)(255.f * red[at]), g = (int)(255.f * green[at]), b = (int)(255.f * blue[at]);
-    luma[y * luma_w + x] = ((19595 * r + 38470 * g + 7471 * b + 32768) >> 16) - 128;
-    full_cb[y * full_w + x] = (int16_t)((-11059 * r - 21709 * g + 32768 * b + (128 << 16) + 32767) >> 16);
-    full_cr[y * full_w + x] = (int16_t)((32768 * r - 27439 * g - 5329 * b + (128 << 16) + 32767) >> 16);
+  team.grid(p.luma_h(), p.W, [=](int y, int x) {
+    const int at = (y < p.H ? y : p.H - 1) * p.W + x, full_at = y * 2 * p.chroma_w() + x;
+    const int r = (int)(255.f * image.plane(0)[at]), g = (int)(255.f * image.plane(1)[at]),
+              b = (int)(255.f * image.plane(2)[at]);
+    m.luma[y * p.luma_w() + x] = ((19595 * r + 38470 * g + 7471 * b + 32768) >> 16) - 128;
+    m.full_cb[full_at] = (int16_t)((-11059 * r - 21709 * g + 32768 * b + (128 << 16) + 32767) >> 16);
+    m.full_cr[full_at] = (int16_t)((32768 * r - 27439 * g - 5329 * b + (128 << 16) + 32767) >> 16);
   });
-  if (full_w > W)
-    team.grid(luma_h, full_w - W, [=](int y, int x) {
-      if (W + x < luma_w) luma[y * luma_w + W + x] = luma[y * luma_w + W - 1];
-      full_cb[y * full_w + W + x] = full_cb[y * full_w + W - 1];
-      full_cr[y * full_w + W + x] = full_cr[y * full_w + W - 1];
+  if (2 * p.chroma_w() > p.W)
+    team.grid(p.luma_h(), 2 * p.chroma_w() - p.W, [=](int y, int x) {
+      int* const luma = m.luma + y * p.luma_w() + p.W;
+      int16_t *const cb = m.full_cb + y * 2 * p.chroma_w() + p.W, *const cr = m.full_cr + y * 2 * p.chroma_w() + p.W;
+      if (p.W + x < p.luma_w()) luma[x] = luma[-1];
+      cb[x] = cb[-1];
+      cr[x] = cr[-1];
     });
 
   // 3. chroma halved; the bias of the rounding alternates 1, 2 along a row; the last row is repeated after halving
-  const int rows = (H + 1) / 2, columns = (W + 1) / 2;
-  team.grid(2 * chroma_h, chroma_w, [=](int y, int x) {
-    const int16_t* const full = y < chroma_h ? full_cb : full_cr;
+  team.grid(2 * p.chroma_h(), p.chroma_w(), [=](int y, int x) {
+    const int rows = (p.H + 1) / 2, full_w = 2 * p.chroma_w(), chroma_h = p.chroma_h();
+    const int16_t* const full = y < chroma_h ? m.full_cb : m.full_cr;
     const int row = y < chroma_h ? y : y - chroma_h, upper = 2 * (row < rows ? row : rows - 1);
     const int16_t* const a = full + upper * full_w;
-    const int16_t* const b = full + (upper + 1 < H ? upper + 1 : H - 1) * full_w;
-    chroma[y * chroma_w + x] = ((a[2 * x] + a[2 * x + 1] + b[2 * x] + b[2 * x + 1] + 1 + (x & 1)) >> 2) - 128;
+    const int16_t* const b = full + (upper + 1 < p.H ? upper + 1 : p.H - 1) * full_w;
+    m.luma[p.luma() + y * p.chroma_w() + x] = ((a[2 * x] + a[2 * x + 1] + b[2 * x] + b[2 * x + 1] + 1 + (x & 1)) >> 2) - 128;
   });
 
   // 4. transform, quantise and back: rows, columns, rows; all three planes
   team.each((p.luma() + 2 * p.chroma()) / 8, [=](int i) {
+    int* const x = m.luma + 8 * i;
     int v[8];
-    for (int j = 0; j < 8; ++j) v[j] = luma[8 * i + j];
+    for (int j = 0; j < 8; ++j) v[j] = x[j];
     forward_dct<true>(v);
-    for (int j = 0; j < 8; ++j) luma[8 * i + j] = v[j];
+    for (int j = 0; j < 8; ++j) x[j] = v[j];
   });
-  recode_columns(team, luma, step, inverse, luma_h, luma_w);
-  recode_columns(team, chroma, step + 8 * luma_w, inverse + 8 * luma_w, 2 * chroma_h, chroma_w);
+  recode_columns(team, m.luma, m.step, m.inverse, p.luma_h(), p.luma_w());
+  recode_columns(team, m.luma + p.luma(), m.step + luma_tables, m.inverse + luma_tables, 2 * p.chroma_h(), p.chroma_w());
   team.each((p.luma() + 2 * p.chroma()) / 8, [=](int i) {
+    int* const x = m.luma + 8 * i;
     int v[8];
-    for (int j = 0; j < 8; ++j) v[j] = luma[8 * i + j];
+    for (int j = 0; j < 8; ++j) v[j] = x[j];
     inverse_dct<18>(v);
-    for (int j = 0; j < 8; ++j) luma[8 * i + j] = clamp(v[j] + 128, 0, 255);
+    for (int j = 0; j < 8; ++j) x[j] = clamp(v[j] + 128, 0, 255);
   });
 
   // 5. chroma upsampled by the triangle filter (at most two columns: repeated), down the columns first, and back to RGB
-  int16_t* const tall_cb = scratch.take<int16_t>((int64_t)H * chroma_w);
-  int16_t* const tall_cr = scratch.take<int16_t>((int64_t)H * chroma_w);
-  int16_t* const wide_cb = scratch.take<int16_t>((int64_t)H * full_w);
-  int16_t* const wide_cr = scratch.take<int16_t>((int64_t)H * full_w);
-  team.grid(H, columns, [=](int y, int x) {
-    const int row = y / 2, other = clamp(y % 2 ? row + 1 : row - 1, 0, rows - 1);
-    const int *const near = chroma + row * chroma_w + x, *const far = chroma + other * chroma_w + x;
-    tall_cb[y * chroma_w + x] = (int16_t)(3 * near[0] + far[0]);
-    tall_cr[y * chroma_w + x] = (int16_t)(3 * near[p.chroma()] + far[p.chroma()]);
+  team.grid(p.H, (p.W + 1) / 2, [=](int y, int x) {
+    const int row = y / 2, other = clamp(y % 2 ? row + 1 : row - 1, 0, (p.H + 1) / 2 - 1), chroma_w = p.chroma_w();
+    const int* const chroma = m.luma + p.luma() + x;
+    const int *const near = chroma + row * chroma_w, *const far = chroma + other * chroma_w;
+    m.tall_cb[y * chroma_w + x] = (int16_t)(3 * near[0] + far[0]);
+    m.tall_cr[y * chroma_w + x] = (int16_t)(3 * near[p.chroma()] + far[p.chroma()]);
   });
-  if (columns <= 2) {
-    team.grid(H, 2 * columns, [=](int y, int x) {
-      wide_cb[y * full_w + x] = (int16_t)chroma[y / 2 * chroma_w + x / 2];
-      wide_cr[y * full_w + x] = (int16_t)chroma[y / 2 * chroma_w + x / 2 + p.chroma()];
+  if (p.W <= 4) {
+    team.grid(p.H, (p.W + 1) / 2 * 2, [=](int y, int x) {
+      const int* const chroma = m.luma + p.luma() + y / 2 * p.chroma_w() + x / 2;
+      m.wide_cb[y * 2 * p.chroma_w() + x] = (int16_t)chroma[0];
+      m.wide_cr[y * 2 * p.chroma_w() + x] = (int16_t)chroma[p.chroma()];
     });
   } else {
-    const auto widen = [=](const int16_t* tall, int16_t* wide, int x, int left, int right) {
+    const auto widen = [](const int16_t* tall, int16_t* wide, int x, int left, int right) {
       wide[2 * x] = (int16_t)((3 * tall[x] + tall[left] + 8) >> 4);
       wide[2 * x + 1] = (int16_t)((3 * tall[x] + tall[right] + 7) >> 4);
     };
-    team.grid(H, columns - 2, [=](int y, int x) {
-      widen(tall_cb + y * chroma_w, wide_cb + y * full_w, x + 1, x, x + 2);
-      widen(tall_cr + y * chroma_w, wide_cr + y * full_w, x + 1, x, x + 2);
+    team.grid(p.H, (p.W + 1) / 2 - 2, [=](int y, int x) {
+      const int chroma_w = p.chroma_w();
+      widen(m.tall_cb + y * chroma_w, m.wide_cb + y * 2 * chroma_w, x + 1, x, x + 2);
+      widen(m.tall_cr + y * chroma_w, m.wide_cr + y * 2 * chroma_w, x + 1, x, x + 2);
     });
-    team.each(H, [=](int y) {
-      widen(tall_cb + y * chroma_w, wide_cb + y * full_w, 0, 0, 1);
-      widen(tall_cr + y * chroma_w, wide_cr + y * full_w, 0, 0, 1);
-      widen(tall_cb + y * chroma_w, wide_cb + y * full_w, columns - 1, columns - 2, columns - 1);
-      widen(tall_cr + y * chroma_w, wide_cr + y * full_w, columns - 1, columns - 2, columns - 1);
+    team.each(p.H, [=](int y) {
+      const int chroma_w = p.chroma_w(), last = (p.W + 1) / 2 - 1;
+      widen(m.tall_cb + y * chroma_w, m.wide_cb + y * 2 * chroma_w, 0, 0, 1);
+      widen(m.tall_cr + y * chroma_w, m.wide_cr + y * 2 * chroma_w, 0, 0, 1);
+      widen(m.tall_cb + y * chroma_w, m.wide_cb + y * 2 * chroma_w, last, last - 1, last);
+      widen(m.tall_cr + y * chroma_w, m.wide_cr + y * 2 * chroma_w, last, last - 1, last);
     });
   }
-  float *const out_r = image.plane(0), *const out_g = image.plane(1), *const out_b = image.plane(2);
-  team.grid(H, W, [=](int y, int x) {
-    const int level = luma[y * luma_w + x], cb = wide_cb[y * full_w + x] - 128, cr = wide_cr[y * full_w + x] - 128;
-    out_r[y * W + x] = (float)clamp(level + ((91881 * cr + 32768) >> 16), 0, 255) / 255.f;
-    out_g[y * W + x] = (float)clamp(level + ((-22554 * cb - 46802 * cr + 32768) >> 16), 0, 255) / 255.f;
-    out_b[y * W + x] = (float)clamp(level + ((116130 * cb + 32768) >> 16), 0, 255) / 255.f;
+  team.grid(p.H, p.W, [=](int y, int x) {
+    const int at = y * p.W + x, full_at = y * 2 * p.chroma_w() + x;
+    const int level = m.luma[y * p.luma_w() + x], cb = m.wide_cb[full_at] - 128, cr = m.wide_cr[full_at] - 128;
+    image.plane(0)[at] = (float)clamp(level + ((91881 * cr + 32768) >> 16), 0, 255) / 255.f;
+    image.plane(1)[at] = (float)clamp(level + ((-22554 * cb - 46802 * cr + 32768) >> 16), 0, 255) / 255.f;
+    image.plane(2)[at] = (float)clamp(level + ((116130 * cb + 32768) >> 16), 0, 255) / 255.f;
   });
 }
 

@@ -105,20 +105,29 @@ SHAMISA_HD Sizes sizes_of(int H, int W) {
 }
 
 struct State {
-  CodeBlock* block;  // [blocks]
-  Grid* grid;        // [bands]
-  Node* node;        // [nodes]
-  int32_t* rate;     // [blocks, pass_count] bytes, cumulative
-  double* gain;      // [blocks, pass_count] decrease of the squared error, cumulative
-  uint64_t* words;   // [stripes, slot_count, 4]
+  WaveletPlanes planes;  // first: the wavelets know nothing else of the state
+  CodeBlock* block;      // [blocks]
+  Grid* grid;            // [bands]
+  Node* node;            // [nodes]
+  int32_t* rate;         // [blocks, pass_count] bytes, cumulative
+  double* gain;          // [blocks, pass_count] decrease of the squared error, cumulative
+  uint64_t* words;       // [stripes, slot_count, 4]
   int levels, blocks, packets;
+  int limit;  // bytes
+  // of the passes: planes p of blocks with p + shift = level are coded; whether the limit is exceeded
+  int level;
+  bool over;
 
+  SHAMISA_HD int plane_of(const CodeBlock& b) const { return level - b.shift; }
+  SHAMISA_HD bool is_first(int b) const { return plane_of(block[b]) == block[b].depth - 1; }
+  SHAMISA_HD int16_t* first_of(const CodeBlock& b) const { return planes.x + b.place; }
   SHAMISA_HD BlockWords words_of(const CodeBlock& b) const {
     return {words + (int64_t)b.first_stripe * slot_count * 4, (b.rows + 3) / 4, b.orient};
   }
 };
 
-SHAMISA_HD void lay_out(const State& state, int H, int W) {
+SHAMISA_HD void lay_out(const State& state) {
+  const int H = state.planes.H, W = state.planes.W;
   int block = 0, node = 0, stripe = 0;
   for (int i = 0; i < band_count(state.levels); ++i) {
     const Band band = band_of(i, H, W, state.levels);
@@ -177,10 +186,13 @@ SHAMISA_HD void pack_row(const int16_t* x, int n, uint64_t* row) {
 }
 
 template <class Group>
-SHAMISA_OP void cut_block(Group& group, const State& state, CodeBlock& block, const int16_t* coefficients, int W) {
+SHAMISA_OP void cut_block(Group& group) {
+  const int b = group.item();
+  State& state = group.template kept<op_place, State>();
+  CodeBlock& block = state.block[b];
   const BlockWords words = state.words_of(block);
-  const int rows = block.rows, columns = block.columns;
-  const int16_t* const from = coefficients + block.place;
+  const int rows = block.rows, columns = block.columns, W = state.planes.W;
+  const int16_t* const from = state.first_of(block);
   const uint64_t full = columns == 64 ? ~(uint64_t)0 : ((uint64_t)1 << columns) - 1;
   group.each(4 * words.stripes, [=](int r) {
     uint64_t* const row = words.row(r, 0);
@@ -199,11 +211,14 @@ SHAMISA_OP void cut_block(Group& group, const State& state, CodeBlock& block, co
 
 // What the decoder makes of the kept passes of a block, in place: the middle of what it knows.
 template <class Group>
-SHAMISA_OP void truncate_block(Group& group, const State& state, const CodeBlock& block, int16_t* coefficients, int W) {
+SHAMISA_OP void truncate_block(Group& group) {
+  const int b = group.item();
+  State& state = group.template kept<op_place, State>();
+  CodeBlock& block = state.block[b];
   const BlockWords words = state.words_of(block);
   typedef Unit<Group> U;
-  const int rows = block.rows, columns = block.columns, kept = block.kept;
-  int16_t* const to = coefficients + block.place;
+  const int rows = block.rows, columns = block.columns, kept = block.kept, W = state.planes.W;
+  int16_t* const to = state.first_of(block);
   if (kept == 0) {
     group.each(rows, [=](int r) {
       for (int c = 0; c < columns; ++c) to[r * W + c] = 0;
@@ -262,44 +277,65 @@ SHAMISA_HD int fraction_of(const int* count) {
   return sum;
 }
 
-// One bit plane of a block: three passes (the first plane: cleanup only), appended to rate and gain.
+// What opens a plane, and its passes (0: significance, 1: refinement, 2: cleanup) in the counters of the block.
 template <class Group>
-SHAMISA_OP void code_plane(Group& group, const State& state, CodeBlock& block, int p) {
-  const BlockWords words = state.words_of(block);
-  const int64_t row = (&block - state.block) * (int64_t)pass_count;
-  int* const count = block.count;
-  const bool first = p == block.depth - 1;
-  const double weight = block.weight * (double)((int64_t)1 << (2 * p));
-  if (!first) find_members(group, words, p);
-  for (int kind = first ? 2 : 0; kind < 3; ++kind) {
-    if (kind == 0) significance_pass(group, words, p, count);
-    if (kind == 1) refinement_pass(group, words, p, count);
-    if (kind == 2) cleanup_pass(group, words, p, count);
-    const int contexts = kind == 0 ? 14 : kind == 1 ? 3 : 15;
-    const int bits = group.template sum<int>(contexts, [=, &block](int c) {
-      const int pair = c == 14 ? (int)count_run : 2 * c, context = kind == 1 ? 14 + c : c == 14 ? 17 : c;
-      const int length = code_length(block.state[context], count[pair], count[pair + 1]);
-      return c == 14 ? length + 512 * count[count_run] : length;  // the place in the run: two bits
-    });
-    group.serial([&] {
-      const int constant = p > 0 ? 48 : 64;
-      int error;
-      if (kind == 1) {
-        error = fraction_of(count + count_fraction_up) - 16 * count[count_up] + constant * count[count_down] -
-                fraction_of(count + count_fraction_down);
-      } else {
-        int found = 0;
-        for (int c = 0; c < 5; ++c) found += count[count_sign + 2 * c + 1];
-        error = constant * found + 3 * fraction_of(count + count_fraction);
-      }
-      block.bits += bits;
-      block.gained += weight * (double)error;
-      block.spent = max_of(1, (int)((253 * block.bits + 870400) / 512000));  // bytes: 1.012 bits / 8 + 1.7
-      state.rate[row + block.passes] = block.spent;
-      state.gain[row + block.passes] = block.gained;
-      ++block.passes;
-    });
-  }
+SHAMISA_OP void open_plane(Group& group) {
+  const int b = group.item();
+  const State& state = group.template kept<op_place, State>();
+  find_members(group, state.words_of(state.block[b]), state.plane_of(state.block[b]));
+}
+template <int kind, class Group>
+SHAMISA_OP void count_pass(Group& group) {
+  const int b = group.item();
+  const State& state = group.template kept<op_place, State>();
+  CodeBlock& block = state.block[b];
+  if (kind == 0) significance_pass(group, state.words_of(block), state.plane_of(block), block.count);
+  if (kind == 1) refinement_pass(group, state.words_of(block), state.plane_of(block), block.count);
+  if (kind == 2) cleanup_pass(group, state.words_of(block), state.plane_of(block), block.count);
+}
+
+// The end of a pass: its bytes and what it gains, appended to rate and gain.
+template <class Group>
+SHAMISA_OP void close_pass(Group& group, int kind) {
+  const int b = group.item();
+  State& state = group.template kept<op_place, State>();
+  CodeBlock& block = state.block[b];
+  const int p = state.plane_of(block);
+  const int* const count = block.count;
+  const int contexts = kind == 0 ? 14 : kind == 1 ? 3 : 15;
+  const int bits = group.template sum<int>(contexts, [=, &block](int c) {
+    const int pair = c == 14 ? (int)count_run : 2 * c, context = kind == 1 ? 14 + c : c == 14 ? 17 : c;
+    const int length = code_length(block.state[context], count[pair], count[pair + 1]);
+    return c == 14 ? length + 512 * count[count_run] : length;  // the place in the run: two bits
+  });
+  group.serial([&] {
+    const int constant = p > 0 ? 48 : 64;
+    int error;
+    if (kind == 1) {
+      error = fraction_of(count + count_fraction_up) - 16 * count[count_up] + constant * count[count_down] -
+              fraction_of(count + count_fraction_down);
+    } else {
+      int found = 0;
+      for (int c = 0; c < 5; ++c) found += count[count_sign + 2 * c + 1];
+      error = constant * found + 3 * fraction_of(count + count_fraction);
+    }
+    block.bits += bits;
+    block.gained += block.weight * (double)((int64_t)1 << (2 * p)) * (double)error;
+    block.spent = max_of(1, (int)((253 * block.bits + 870400) / 512000));  // bytes: 1.012 bits / 8 + 1.7
+    const int64_t at = (&block - state.block) * (int64_t)pass_count + block.passes;
+    state.rate[at] = block.spent;
+    state.gain[at] = block.gained;
+    ++block.passes;
+  });
+}
+
+// The samples found in plane p are significant from now on.
+template <class Group>
+SHAMISA_OP void close_plane(Group& group) {
+  const int b = group.item();
+  const State& state = group.template kept<op_place, State>();
+  const BlockWords words = state.words_of(state.block[b]);
+  const int p = state.plane_of(state.block[b]);
   typedef Unit<Group> U;
   group.each(words.units<U>(), [=](int u) {
     const U significant = words.at<U>(u, slot_significant);
@@ -308,19 +344,35 @@ SHAMISA_OP void code_plane(Group& group, const State& state, CodeBlock& block, i
   });
 }
 
+// One bit plane of a block: three passes (the first plane: cleanup only).
+template <class Group>
+SHAMISA_STEP void code_plane(Group& group) {
+  if (!group.template kept<op_place, State>().is_first(group.item())) {
+    open_plane(group);
+    count_pass<0>(group);
+    close_pass(group, 0);
+    count_pass<1>(group);
+    close_pass(group, 1);
+  }
+  count_pass<2>(group);
+  close_pass(group, 2);
+  close_plane(group);
+}
+
 // Planes of equal weight together, the heaviest first, until one level after the budget is exceeded.
 template <class Team>
-SHAMISA_OP void code_passes(Team& team, const State& state, int limit) {
-  CodeBlock* const block = state.block;
-  const int top = team.template max<int>(state.blocks, [=](int b) { return block[b].depth + block[b].shift; }) - 1;
-  bool over = false;
-  for (int level = top; level >= -1; --level) {
-    team.split(state.blocks, [=](int b, auto& group) {
-      const int p = level - block[b].shift;
-      if (p >= 0 && p < block[b].depth) code_plane(group, state, block[b], p);
+SHAMISA_STEP void code_passes(Team& team) {
+  State& state = team.template kept<op_place, State>();
+  const int top = team.template max<int>(state.blocks, [=](int b) { return state.block[b].depth + state.block[b].shift; }) - 1;
+  team.serial([&] { state.level = top, state.over = false; });
+  while (state.level >= -1) {
+    team.split(state.blocks, [&](int b, auto& group) {
+      const int p = state.plane_of(state.block[b]);
+      if (p >= 0 && p < state.block[b].depth) code_plane(group);
     });
-    if (over) break;
-    over = team.template sum<int>(state.blocks, [=](int b) { return block[b].spent; }) > limit;
+    if (state.over) return;
+    const int spent = team.template sum<int>(state.blocks, [=](int b) { return state.block[b].spent; });
+    team.serial([&] { state.over = spent > state.limit, --state.level; });
   }
 }
 
@@ -412,9 +464,14 @@ SHAMISA_HD int packet_bytes(const State& state, int packet) {
   return bytes + (bits + 7) / 8;
 }
 
+struct Search {
+  double low, high, threshold, best;
+};
+
 // Bisection for the least slope threshold whose packets fit the budget; leaves the passes kept in the blocks.
 template <class Team>
-SHAMISA_OP void allocate(Team& team, const State& state, int limit) {
+SHAMISA_OP void allocate(Team& team) {
+  const State& state = team.template kept<op_place, State>();
   CodeBlock* const block = state.block;
   const auto slopes = [=](int b, bool greatest) {
     const int32_t* const rate = state.rate + (int64_t)b * pass_count;
@@ -435,20 +492,22 @@ SHAMISA_OP void allocate(Team& team, const State& state, int limit) {
     });
   };
   team.each(band_count(state.levels), [=](int i) { plant_tree(state, state.grid[i]); });
-  double high = team.template max<double>(state.blocks, [=](int b) { return slopes(b, true); });
-  double low = min_of(high, team.template min<double>(state.blocks, [=](int b) { return slopes(b, false); }));
-  double threshold = 0., best = 0.;
+  const double high = team.template max<double>(state.blocks, [=](int b) { return slopes(b, true); });
+  const double low = min_of(high, team.template min<double>(state.blocks, [=](int b) { return slopes(b, false); }));
+  Search& search = team.template keep<filter_place>(Search{low, high, 0., 0.});
   for (int step = 0; step < 128; ++step) {
-    const double middle = (low + high) / 2, change = middle < threshold ? threshold - middle : middle - threshold;
-    if (!(change > 0.5e-5 * threshold)) break;
-    threshold = middle;
-    keep(threshold);
-    if (team.template sum<int>(state.packets, [=](int i) { return packet_bytes(state, i); }) <= limit)
-      high = best = threshold;
-    else
-      low = threshold;
+    const double middle = (search.low + search.high) / 2;
+    const double change = middle < search.threshold ? search.threshold - middle : middle - search.threshold;
+    if (!(change > 0.5e-5 * search.threshold)) break;
+    keep(middle);
+    const int bytes = team.template sum<int>(state.packets, [=](int i) { return packet_bytes(state, i); });
+    team.serial([&] {
+      search.threshold = (search.low + search.high) / 2;
+      (bytes <= state.limit ? search.high : search.low) = search.threshold;
+      if (bytes <= state.limit) search.best = search.threshold;
+    });
   }
-  keep(best == 0. ? threshold : best);
+  keep(search.best == 0. ? search.threshold : search.best);
 }
 
 // bytes for the packets, in float as OpenJPEG computes it
@@ -468,14 +527,13 @@ SHAMISA_HD int64_t jpeg2000_scratch(int H, int W) {
          taken<double>((int64_t)sizes.blocks * pass_count) + taken<uint64_t>((int64_t)sizes.stripes * slot_count * 4);
 }
 
-// image <- decode(encode(trunc(255 image))) / 255 in place; value: the compression ratio, at least 1 (1: lossless).
-template <class Team>
-SHAMISA_OP void jpeg2000(Team& team, Image image, Scratch scratch, float value) {
+// The memory and the sizes of an image's codec.
+SHAMISA_HD void fill_state(jpeg2000_detail::State& state, const Stage& stage) {
   using namespace jpeg2000_detail;
-  const int H = image.H, W = image.W, samples = image.samples();
+  const int H = stage.image.H, W = stage.image.W, samples = stage.image.samples();
   const Sizes sizes = sizes_of(H, W);
-  WaveletPlanes planes{scratch.take<int16_t>(samples), scratch.take<int16_t>(samples), H, W};
-  State state;
+  Scratch scratch = stage.scratch;
+  state.planes = {scratch.take<int16_t>(samples), scratch.take<int16_t>(samples), H, W, 0};
   state.levels = levels_of(H, W);
   state.blocks = sizes.blocks;
   state.packets = 3 * (state.levels + 1);
@@ -485,21 +543,35 @@ SHAMISA_OP void jpeg2000(Team& team, Image image, Scratch scratch, float value) 
   state.rate = scratch.take<int32_t>((int64_t)sizes.blocks * pass_count);
   state.gain = scratch.take<double>((int64_t)sizes.blocks * pass_count);
   state.words = scratch.take<uint64_t>((int64_t)sizes.stripes * slot_count * 4);
-  float* const pixel = image.data;
-  int16_t* const x = planes.x;
+  state.limit = stage.value > 1.f ? budget(H, W, state.levels, stage.value) : 0;
+}
 
-  team.each(samples, [=](int i) { x[i] = (int16_t)((int)(255.f * pixel[i]) - 128); });
-  if (value > 1.f) {
-    const int limit = budget(H, W, state.levels, value);
-    team.serial([=] { lay_out(state, H, W); });
-    for (int level = 0; level < state.levels; ++level) wavelet_forward(team, planes, level);
-    team.split(state.blocks, [=](int b, auto& group) { cut_block(group, state, state.block[b], x, W); });
-    code_passes(team, state, limit);
-    allocate(team, state, limit);
-    team.split(state.blocks, [=](int b, auto& group) { truncate_block(group, state, state.block[b], x, W); });
-    for (int level = state.levels - 1; level >= 0; --level) wavelet_inverse(team, planes, level);
+// image <- decode(encode(trunc(255 image))) / 255 in place; value: the compression ratio, at least 1 (1: lossless).
+template <class Team>
+SHAMISA_STEP void jpeg2000(Team& team) {
+  const Stage& stage = team.template kept<chain_place, Stage>();
+  using namespace jpeg2000_detail;
+  const Image& image = stage.image;
+  State& state = team.template kept<op_place, State>();
+  team.serial([&] { fill_state(state, stage); });
+  team.each(image.samples(), [=](int i) { state.planes.x[i] = (int16_t)((int)(255.f * image.data[i]) - 128); });
+  if (stage.value > 1.f) {
+    team.serial([&] { lay_out(state); });
+    while (state.planes.level < state.levels) {
+      wavelet_forward(team);
+      team.serial([&] { ++state.planes.level; });
+    }
+    team.split(state.blocks, [](int, auto& group) { cut_block(group); });
+    code_passes(team);
+    allocate(team);
+    team.split(state.blocks, [](int, auto& group) { truncate_block(group); });
+    while (state.planes.level > 0) {
+      team.sync();  // everyone has read the level
+      team.serial([&] { --state.planes.level; });
+      wavelet_inverse(team);
+    }
   }
-  team.each(samples, [=](int i) { pixel[i] = (float)clamp(x[i] + 128, 0, 255) / 255.f; });
+  team.each(image.samples(), [=](int i) { image.data[i] = (float)clamp(state.planes.x[i] + 128, 0, 255) / 255.f; });
 }
 
 SHAMISA_END

@@ -132,19 +132,41 @@ template <class Group>
 using Unit = typename UnitOf<Group>::type;
 
 // ---- counters over a block -------------------------------------------------------------------------------------------
-// n counters (even) of set bits, at most 4096 each: two to a word, so that a pair (ones, visited) is summed at once
+// n counters (even) of set bits
 template <class U, int n>
-struct Tally {
+struct Tally;
+// of a lane of a warp, which has at most two rows: at most 128 each, four to a word
+template <int n>
+struct Tally<Word, n> {
+  static constexpr int words = (n + 3) / 4;
+  unsigned cell[words];
+  SHAMISA_HD Tally() {
+    for (int i = 0; i < words; ++i) cell[i] = 0;
+  }
+  SHAMISA_HD void add(int i, Word members) { cell[i / 4] += members.count() << (i % 4 * 8); }
+  SHAMISA_HD void add_pair(int i, Word members, Word ones) {
+    cell[i / 4] += ((members & ones).count() + (members.count() << 8)) << (i % 4 * 8);
+  }
+  SHAMISA_HD unsigned even(int k) const { return cell[k] & 0x00ff00ffu; }  // counters 4 k and 4 k + 2 with room for sums
+  SHAMISA_HD unsigned odd(int k) const { return cell[k] >> 8 & 0x00ff00ffu; }
+};
+#if defined(__CUDACC__)
+#elif !defined(__AVX2__)
+// of a block, at most 4096 each: two to a word, so that a pair (ones, visited) is summed at once
+template <int n>
+struct Tally<Quad, n> {
   unsigned cell[n / 2];
   SHAMISA_HD Tally() {
     for (int i = 0; i < n / 2; ++i) cell[i] = 0;
   }
-  SHAMISA_HD void add(int i, U members) { cell[i / 2] += members.count() << (i % 2 * 16); }
-  SHAMISA_HD void add_pair(int i, U members, U ones) { cell[i / 2] += (members & ones).count() + (members.count() << 16); }
+  SHAMISA_HD void add(int i, Quad members) { cell[i / 2] += members.count() << (i % 2 * 16); }
+  SHAMISA_HD void add_pair(int i, Quad members, Quad ones) {
+    cell[i / 2] += (members & ones).count() + (members.count() << 16);
+  }
   SHAMISA_HD int total(int i) const { return (int)(cell[i / 2] >> (i % 2 * 16) & 0xffff); }
 };
-#if defined(__AVX2__) && !defined(__CUDACC__)
-// as bytes (at most 8 bits of 16 stripes in each), summed at the end
+#else
+// of a block as bytes (at most 8 bits of 16 stripes in each), summed at the end
 template <int n>
 struct Tally<Quad, n> {
   __m256i cell[n];
@@ -181,18 +203,59 @@ SHAMISA_HD void tally_units(ThreadTeam&, int units, int* count, F f) {
 }
 #endif
 #if defined(__CUDACC__) || defined(SHAMISA_EMULATE)
-template <int n, class F>
-SHAMISA_DEVICE void tally_units(WarpTeam& warp, int units, int* count, F f) {
-  Tally<Word, n> tally;
-  for (int u = warp.lane; u < units; u += 32) f(u, tally);
+template <int n>
+SHAMISA_DEVICE void put_totals(WarpTeam& warp, const Tally<Word, n>& tally, int* count) {
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-  for (int i = 0; i < n; i += 2) {
-    tally.cell[i / 2] = warp.join(tally.cell[i / 2], [](unsigned a, unsigned b) { return a + b; });
-    if (warp.lane == 0) count[i] = tally.total(i), count[i + 1] = tally.total(i + 1);
+  for (int k = 0; k < tally.words; ++k) {
+    const unsigned even = warp.total(tally.even(k)), odd = warp.total(tally.odd(k));
+    const unsigned total[4] = {even & 0xffffu, odd & 0xffffu, even >> 16, odd >> 16};
+    for (int i = 0; i < 4; ++i)
+      if (4 * k + i < n && warp.lane() == 0) count[4 * k + i] = (int)total[i];
   }
   __syncwarp();
+}
+template <int n, class F>
+SHAMISA_DEVICE void tally_units(WarpTeam& warp, int units, int* count, F f) {
+  Tally<Word, n> tally;
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+  for (int u = warp.lane(); u < units; u += 32) f(u, tally);
+  put_totals(warp, tally, count);
+}
+#endif
+
+// The same for a Pass of two parts that look at one view: first(unit, view, tally) where visits(unit), and
+// second(unit, view, tally) where finds(unit). A warp takes the parts one after the other, because both at once need more
+// registers than there are.
+#if !defined(__CUDACC__)
+template <int n, class Pass>
+SHAMISA_HD void tally_parts(ThreadTeam& team, int units, int* count, Pass pass) {
+  tally_units<n>(team, units, count, [=](int u, auto& tally) {
+    if (!pass.visits(u)) return;
+    const auto view = pass.view(u);
+    pass.first(u, view, tally);
+    if (view.found.any()) pass.second(u, view, tally);
+  });
+}
+#endif
+#if defined(__CUDACC__) || defined(SHAMISA_EMULATE)
+template <int n, class Pass>
+SHAMISA_DEVICE void tally_parts(WarpTeam& warp, int units, int* count, Pass pass) {
+  Tally<Word, n> tally;
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+  for (int u = warp.lane(); u < units; u += 32)
+    if (pass.visits(u)) pass.first(u, pass.view(u), tally);
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+  for (int u = warp.lane(); u < units; u += 32)
+    if (pass.finds(u)) pass.second(u, pass.view(u), tally);
+  put_totals(warp, tally, count);
 }
 #endif
 
@@ -312,28 +375,29 @@ SHAMISA_HD U propagate(const BlockWords& block, int u, int p) {
 
 // Members of the significance pass of plane p into slot_members, which holds zeros or members of another plane.
 #if !defined(__CUDACC__)
-SHAMISA_HD void find_members(ThreadTeam&, const BlockWords& block, int p) {
+SHAMISA_HD void find_members(ThreadTeam&, BlockWords block, int p) {
   // a stripe depends on the one before it, and on none after
   for (int u = 0; u < block.stripes; ++u) block.put(u, slot_members, propagate<Quad>(block, u, p));
 }
 #endif
 #if defined(__CUDACC__) || defined(SHAMISA_EMULATE)
-SHAMISA_DEVICE void find_members(WarpTeam& warp, const BlockWords& block, int p) {
+SHAMISA_DEVICE void find_members(WarpTeam& warp, BlockWords block, int p) {
   const int units = block.units<Word>();
   Word members[2] = {Word::zero(), Word::zero()};
   warp.each(units, [=](int u) { block.put(u, slot_members, Word::zero()); });
   for (int changed = 1; changed;) {  // all rows at once, until nothing changes
     changed = 0;
     for (int i = 0; i < 2; ++i) {
-      const int u = warp.lane + 32 * i;
+      const int u = warp.lane() + 32 * i;
       if (u >= units) break;
       const Word grown = propagate<Word>(block, u, p);
       changed |= grown.v != members[i].v;
       members[i] = grown;
     }
-    changed = warp.join(changed, [](int a, int b) { return a | b; });
+    changed = __any_sync(0xffffffffu, changed);
+    __syncwarp();
     for (int i = 0; i < 2; ++i)
-      if (warp.lane + 32 * i < units) block.put(warp.lane + 32 * i, slot_members, members[i]);
+      if (warp.lane() + 32 * i < units) block.put(warp.lane() + 32 * i, slot_members, members[i]);
     __syncwarp();
   }
 }
@@ -404,23 +468,58 @@ SHAMISA_HD void add_signs(T& tally, const BlockWords& block, int u, const Neighb
   tally.add_pair(count_sign + 8, both & ~differ, symbol);
 }
 
+// What the zero and sign coding of a unit look at. Known: significant when the pass begins.
+template <class U>
+struct View {
+  U bit, known, members, found;
+  Around around;
+  Neighbours<U> near;
+  SHAMISA_HD View(U bit_, U known_, U members_, const Around& around_)
+      : bit(bit_),
+        known(known_),
+        members(members_),
+        found(members_ & bit_),
+        around(around_),
+        near(known_, members_ & bit_, around_) {}
+};
+
+template <class U>
+struct FindingPass {  // significance and cleanup
+  BlockWords block;
+  int p;
+  template <class T>
+  SHAMISA_HD void second(int u, const View<U>& v, T& tally) const {
+    add_signs(tally, block, u, v.near, v.found);
+    add_fraction(tally, count_fraction, block, u, p, v.found);
+  }
+};
+
+template <class U>
+struct SignificancePass : FindingPass<U> {
+  using FindingPass<U>::block;
+  using FindingPass<U>::p;
+  SHAMISA_HD SignificancePass(BlockWords block_, int p_) : FindingPass<U>{block_, p_} {}
+  SHAMISA_HD U members(int u) const { return block.template at<U>(u, slot_members); }
+  SHAMISA_HD bool visits(int u) const { return members(u).any(); }
+  SHAMISA_HD bool finds(int u) const { return (members(u) & block.template at<U>(u, p)).any(); }
+  SHAMISA_HD View<U> view(int u) const {
+    return {block.template at<U>(u, p), block.template at<U>(u, slot_significant), members(u),
+            around_significance<U>(block, u, p)};
+  }
+  template <class T>
+  SHAMISA_HD void first(int, const View<U>& v, T& tally) const {
+    add_zero_coding(tally, block.orient, v.near, v.members, v.bit);
+  }
+};
+
 template <class Group>
-SHAMISA_OP void significance_pass(Group& group, const BlockWords& block, int p, int* count) {
+SHAMISA_STEP void significance_pass(Group& group, BlockWords block, int p, int* count) {
   typedef Unit<Group> U;
-  tally_units<count_run>(group, block.units<U>(), count, [=](int u, auto& tally) {
-    const U members = block.at<U>(u, slot_members);
-    if (!members.any()) return;
-    const U significant = block.at<U>(u, slot_significant), bit = block.at<U>(u, p), found = members & bit;
-    const Neighbours<U> near(significant, found, around_significance<U>(block, u, p));
-    add_zero_coding(tally, block.orient, near, members, bit);
-    if (!found.any()) return;
-    add_signs(tally, block, u, near, found);
-    add_fraction(tally, count_fraction, block, u, p, found);
-  });
+  tally_parts<count_run>(group, block.units<U>(), count, SignificancePass<U>(block, p));
 }
 
 template <class Group>
-SHAMISA_OP void refinement_pass(Group& group, const BlockWords& block, int p, int* count) {
+SHAMISA_STEP void refinement_pass(Group& group, BlockWords block, int p, int* count) {
   typedef Unit<Group> U;
   tally_units<count_refined>(group, block.units<U>(), count, [=](int u, auto& tally) {
     const U significant = block.at<U>(u, slot_significant);
@@ -483,38 +582,39 @@ struct Runs<Word> {
   }
 };
 
-template <class Group>
-SHAMISA_OP void cleanup_pass(Group& group, const BlockWords& block, int p, int* count) {
-  typedef Unit<Group> U;
-  struct View {
-    U bit, known, members, found;
-    SHAMISA_HD View(const BlockWords& block, int u, int p) {
-      const U significant = block.at<U>(u, slot_significant), visited = block.at<U>(u, slot_members);
-      bit = block.at<U>(u, p);
-      known = significant | (visited & bit);
-      members = block.at<U>(u, slot_inside) & ~significant & ~visited;
-      found = members & bit;
-    }
-  };
-  if (U::rows == 1)  // the rows of a stripe must know of each other; nobody needs slot_refined any more
-    group.each(block.units<U>(), [=](int u) {
-      const View view(block, u, p);
-      block.put(u, slot_refined, blank_members(view.members, view.known, view.found, around_cleanup<U>(block, u, p)));
-    });
-  tally_units<count_found>(group, block.units<U>(), count, [=](int u, auto& tally) {
-    const View view(block, u, p);
-    if (!view.members.any()) return;
-    const Around around = around_cleanup<U>(block, u, p);
-    const Neighbours<U> near(view.known, view.found, around);
-    const U blank = U::rows == 1 ? U::zero() : blank_members(view.members, view.known, view.found, around);
-    const Runs<U> runs(block, u, p, blank, view.found);
+template <class U>
+struct CleanupPass : FindingPass<U> {
+  using FindingPass<U>::block;
+  using FindingPass<U>::p;
+  SHAMISA_HD CleanupPass(BlockWords block_, int p_) : FindingPass<U>{block_, p_} {}
+  SHAMISA_HD U members(int u) const {
+    return block.template at<U>(u, slot_inside) & ~block.template at<U>(u, slot_significant) &
+           ~block.template at<U>(u, slot_members);
+  }
+  SHAMISA_HD bool visits(int u) const { return members(u).any(); }
+  SHAMISA_HD bool finds(int u) const { return (members(u) & block.template at<U>(u, p)).any(); }
+  SHAMISA_HD View<U> view(int u) const {
+    const U bit = block.template at<U>(u, p);
+    return {bit, block.template at<U>(u, slot_significant) | (block.template at<U>(u, slot_members) & bit), members(u),
+            around_cleanup<U>(block, u, p)};
+  }
+  SHAMISA_HD U blank(const View<U>& v) const { return blank_members(v.members, v.known, v.found, v.around); }
+  template <class T>
+  SHAMISA_HD void first(int u, const View<U>& v, T& tally) const {
+    const Runs<U> runs(block, u, p, U::rows == 1 ? U::zero() : blank(v), v.found);
     tally.add_pair(count_run, runs.visited, runs.ones);
-    const U coded = view.members & ~runs.skipped;
-    if (coded.any()) add_zero_coding(tally, block.orient, near, coded, view.bit);
-    if (!view.found.any()) return;
-    add_signs(tally, block, u, near, view.found);
-    add_fraction(tally, count_fraction, block, u, p, view.found);
-  });
+    const U coded = v.members & ~runs.skipped;
+    if (coded.any()) add_zero_coding(tally, block.orient, v.near, coded, v.bit);
+  }
+};
+
+template <class Group>
+SHAMISA_STEP void cleanup_pass(Group& group, BlockWords block, int p, int* count) {
+  typedef Unit<Group> U;
+  const CleanupPass<U> pass(block, p);
+  if (U::rows == 1)  // the rows of a stripe must know of each other; nobody needs slot_refined any more
+    group.each(block.units<U>(), [=](int u) { block.put(u, slot_refined, pass.blank(pass.view(u))); });
+  tally_parts<count_found>(group, block.units<U>(), count, pass);
 }
 
 }  // namespace jpeg2000_detail

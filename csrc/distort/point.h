@@ -46,9 +46,10 @@ SHAMISA_HD float bucket(float x, int v) {
 
 // bucket index, min-max normalised over the image
 template <class Team>
-SHAMISA_OP void quantization(Team& team, Image image, float value) {
-  float* x = image.data;
-  const int n = image.samples(), v = (int)value;
+SHAMISA_OP void quantization(Team& team) {
+  const Stage& stage = team.template kept<chain_place, Stage>();
+  float* x = stage.image.data;
+  const int n = stage.image.samples(), v = (int)stage.value;
   team.each(n, [=](int i) { x[i] = bucket(x[i], v); });
   const float low = team.template min<float>(n, [=](int i) { return x[i]; });
   const float high = team.template max<float>(n, [=](int i) { return x[i]; });

@@ -231,22 +231,36 @@ SHAMISA_HD PixelRow piece_of(Image image, int first, int count, bool passing, La
 }
 SHAMISA_HD OnePixel piece_of(Image, int first, int, bool, Lanes<1>) { return {{0.f, 0.f, 0.f}, first}; }
 
-// Stages [count] in small memory, any number. enter: read source s of that batch, else the image; leave: write output n of
-// that batch, else the image.
+struct Run {
+  Image image;
+  PointStage* stages;  // [count] in small memory, any number
+  int64_t source, n;   // numbers of the source and of the output
+  int count;
+  bool enter, leave;  // read the source, else the image; write the output, else the image
+};
+
+// Where an image is in its chain: a run of pointwise stages, and the stage after it.
+struct Chain {
+  Stage stage;
+  Run run;
+  int first, last;  // the run's stages are first .. last - 1
+  int opcode;       // of the stage after it; -1: the chain ends, or the run was cut
+};
+
 template <class Team>
-SHAMISA_OP void run_points(Team& team, Image image, const PointStage* stages, int count, const Batch* enter, int64_t s,
-                           const Batch* leave, int64_t n) {
-  team.template pieces<piece_pixels>(image.pixels(), [=](int first, int pixels, auto lanes) {
-    auto piece = piece_of(image, first, pixels, enter && leave, lanes);
-    if (enter)
-      read_source(piece, *enter, s);
+SHAMISA_OP void run_points(Team& team, const Batch& batch) {
+  const Run& run = team.template kept<chain_place, Chain>().run;
+  team.template pieces<piece_pixels>(run.image.pixels(), [=, &batch](int first, int pixels, auto lanes) {
+    auto piece = piece_of(run.image, first, pixels, run.enter && run.leave, lanes);
+    if (run.enter)
+      read_source(piece, batch, run.source);
     else
-      read_image(piece, image);
-    for (int k = 0; k < count; ++k) apply_point(piece, stages[k]);
-    if (leave)
-      write_out(piece, *leave, n);
+      read_image(piece, run.image);
+    for (int k = 0; k < run.count; ++k) apply_point(piece, run.stages[k]);
+    if (run.leave)
+      write_out(piece, batch, run.n);
     else
-      write_image(piece, image);
+      write_image(piece, run.image);
   });
 }
 
