@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <vector>
 
 #include "../relation/graph.h"
@@ -45,18 +46,20 @@ const TypedRelationKernels<double>& typed<double>() {
 }
 
 // ---- neighbours ------------------------------------------------------------------------------------------------------
-// Rows of h [N, F] -> distance and neighbor [N, k], except where doubt [N] says so. The center is a row, or else chosen here.
+// Rows of h [N, F] -> distance and neighbor [N, k], except where doubt [N] says so, and norm [N], their squared distances
+// from the center: `around` [F], or else one chosen here.
 template <class T>
-void nearest(const T* h, int64_t N, int64_t F, int64_t k, const T* around, T* distance, int64_t* neighbor, uint8_t* doubt) {
+void nearest(const T* h, int64_t N, int64_t F, int64_t k, const T* around, T* norm, T* distance, int64_t* neighbor,
+             uint8_t* doubt) {
   const TypedRelationKernels<T>& run = typed<T>();
   const int candidates = (int)(k + neighbor_margin < N - 1 ? k + neighbor_margin : N - 1);
   const int64_t panels = (N + run.panel_rows - 1) / run.panel_rows;
   const int stride = 1 + (candidates + list_lanes - 1) / list_lanes * list_lanes;
-  const Tensor packed = make({panels * run.panel_rows * F}, type_of<T>), norm = make({N}, type_of<T>);
+  const Tensor packed = make({panels * run.panel_rows * F}, type_of<T>);
   std::vector<T> center(F), key(N * stride);
   std::vector<RowOf<T>> row(N * stride);
-  const Neighbors<T> g = {
-      h, N, F, (int)k, candidates, stride, center.data(), data<T>(packed), data<T>(norm), key.data(), row.data(), doubt};
+  const Neighbors<T> g = {h,    N,          F,          (int)k, candidates, stride, center.data(), data<T>(packed),
+                          norm, key.data(), row.data(), doubt};
   if (around)
     std::copy_n(around, F, center.data());
   else
@@ -86,18 +89,23 @@ void nearest(const T* h, int64_t N, int64_t F, int64_t k, const T* around, T* di
 // The rows in doubt, each against all others, unless one before it settles them: the k nearest of a row that is within 1.5 d
 // of row i, whose own k-th neighbour is d away, are within 4 d of row i. Those few rows, seen from row i, are a problem of
 // their own: there the distances are no longer small against the norms. Such problems may cost an eighth of what measuring
-// all rows would, and what they save: a row of a product's distances costs about an eighth of a row of differences.
+// all rows would, and what they save: a row of a product's distances costs about an eighth of a row of differences. The rows
+// next to the center come first: far out, the surroundings of a row are large.
 template <class T>
-void settle(const T* h, int64_t N, int64_t F, int64_t k, T* distance, int64_t* neighbor, uint8_t* doubt) {
+void settle(const T* h, int64_t N, int64_t F, int64_t k, const T* norm, T* distance, int64_t* neighbor, uint8_t* doubt) {
   const int candidates = (int)std::min(k + neighbor_margin, N - 1);
   const int stride = 1 + (candidates + list_lanes - 1) / list_lanes * list_lanes;
-  std::vector<T> squared(N), key(stride), inner_distance;
+  std::vector<T> squared(N), key(stride), inner_distance, inner_norm;
   std::vector<RowOf<T>> row(stride);
   std::vector<double> exact(candidates);
   std::vector<int64_t> ball, inner, inner_neighbor;
   std::vector<uint8_t> inner_doubt;
   int64_t credit = N * N / 8;  // in distances measured
-  for (int64_t i = 0; i < N; ++i) {
+  std::vector<int64_t> order;
+  for (int64_t i = 0; i < N; ++i)
+    if (doubt[i]) order.push_back(i);
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return std::tie(norm[a], a) < std::tie(norm[b], b); });
+  for (const int64_t i : order) {
     if (!doubt[i]) continue;
     const Neighbors<T> g = {
         h,    N, F, (int)k, candidates, stride, nullptr, nullptr, nullptr, key.data() - i * stride, row.data() - i * stride,
@@ -114,14 +122,16 @@ void settle(const T* h, int64_t N, int64_t F, int64_t k, T* distance, int64_t* n
       ball.push_back(j);
     }
     const int64_t m = (int64_t)ball.size();
-    if (m <= k || (int64_t)inner.size() < 8 || m * m / 8 > credit) continue;
-    credit -= m * m / 8;
+    const int64_t cost = m * m / 8;
+    if (m <= k || cost > credit || cost > (int64_t)inner.size() * N) continue;
+    credit -= cost;
     const Tensor near_rows = make({m, F}, type_of<T>);
     parallel(m, F, [&](int64_t a, int64_t b) {
       for (int64_t r = a; r < b; ++r) std::copy_n(h + ball[r] * F, F, data<T>(near_rows) + r * F);
     });
-    inner_distance.resize(m * k), inner_neighbor.resize(m * k), inner_doubt.resize(m);
-    nearest<T>(read<T>(near_rows), m, F, k, h + i * F, inner_distance.data(), inner_neighbor.data(), inner_doubt.data());
+    inner_norm.resize(m), inner_distance.resize(m * k), inner_neighbor.resize(m * k), inner_doubt.resize(m);
+    nearest<T>(read<T>(near_rows), m, F, k, h + i * F, inner_norm.data(), inner_distance.data(), inner_neighbor.data(),
+               inner_doubt.data());
     for (const int64_t r : inner) {
       if (inner_doubt[r]) continue;
       doubt[ball[r]] = 0;
@@ -141,8 +151,9 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph(Tensor h, int64_t k) {
   with_type(compute_type(h), [&](auto t) {
     using T = decltype(t);
     std::vector<uint8_t> doubt(N);
-    nearest<T>(read<T>(x), N, F, k, nullptr, data<T>(distance), data<int64_t>(neighbor), doubt.data());
-    settle<T>(read<T>(x), N, F, k, data<T>(distance), data<int64_t>(neighbor), doubt.data());
+    std::vector<T> norm(N);
+    nearest<T>(read<T>(x), N, F, k, nullptr, norm.data(), data<T>(distance), data<int64_t>(neighbor), doubt.data());
+    settle<T>(read<T>(x), N, F, k, norm.data(), data<T>(distance), data<int64_t>(neighbor), doubt.data());
     parallel(N, k * k, [&](int64_t a, int64_t b) {
       for (int64_t e = a * k; e < b * k; ++e) data<bool>(mutual)[e] = way_back(read<int64_t>(neighbor), k, e / k, e % k) >= 0;
     });

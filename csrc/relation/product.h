@@ -164,7 +164,35 @@ inline T squared_distance(const T* a, const T* b, int64_t D) {
   return total;
 }
 
-// the same in double for float rows: what decides the order of neighbours
+// the same from a to b and to c, with the same bits, a read once
+template <class T>
+inline void squared_distances(const T* a, const T* b, const T* c, int64_t D, T* out /* [2] */) {
+  using S = Wide<T>;
+  using Lane = Simd<T>;
+  constexpr int W = S::width, L = Lane::width, parts = 4 * L / W;
+  typename S::V sum[2][parts];
+#pragma GCC unroll 4
+  for (int u = 0; u < parts; ++u) sum[0][u] = sum[1][u] = S::fill(0);
+  int64_t d = 0;
+  for (; d + 4 * L <= D; d += 4 * L) {
+#pragma GCC unroll 4
+    for (int u = 0; u < parts; ++u) {
+      const typename S::V own = S::load(a + d + u * W);
+      const typename S::V x = own - S::load(b + d + u * W), y = own - S::load(c + d + u * W);
+      sum[0][u] = multiply_add(x, x, sum[0][u]);
+      sum[1][u] = multiply_add(y, y, sum[1][u]);
+    }
+  }
+  for (int s = 0; s < 2; ++s) {
+    T lanes[4 * L];
+    for (int u = 0; u < parts; ++u) S::store(lanes + u * W, sum[s][u]);
+    const T* to = s ? c : b;
+    out[s] = Lane::sum((Lane::load(lanes) + Lane::load(lanes + L)) + (Lane::load(lanes + 2 * L) + Lane::load(lanes + 3 * L)));
+    for (int64_t t = d; t < D; ++t) out[s] = multiply_add(a[t] - to[t], a[t] - to[t], out[s]);
+  }
+}
+
+// squared_distance in double for float rows: what decides the order of neighbours
 SHAMISA_HD double exact_squared_distance(const double* a, const double* b, int64_t D) { return squared_distance(a, b, D); }
 inline double exact_squared_distance(const float* a, const float* b, int64_t D) {
   using S = Simd<double>;

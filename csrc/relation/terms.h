@@ -19,7 +19,7 @@ inline void outer_tile(const A* a, int64_t a_step, int64_t a_row, const T* b, in
                        int64_t out_row) {
   using S = Wide<T>;
   typename S::V sum[R][U];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
     for (int u = 0; u < U; ++u) sum[r][u] = S::load(out + r * out_row + u * S::width);
@@ -28,28 +28,28 @@ inline void outer_tile(const A* a, int64_t a_step, int64_t a_row, const T* b, in
     typename S::V right[U];
 #pragma GCC unroll 3
     for (int u = 0; u < U; ++u) right[u] = S::load(b + u * S::width);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const typename S::V left = S::fill((T)a[r * a_row]);
 #pragma GCC unroll 3
       for (int u = 0; u < U; ++u) sum[r][u] = multiply_add(left, right[u], sum[r][u]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
     for (int u = 0; u < U; ++u) S::store(out + r * out_row + u * S::width, sum[r][u]);
 }
 
-// the same for any number of rows
+// the same for any number of rows, in tiles as large as the registers hold
 template <class T, int U, class A>
 inline void outer_rows(int64_t rows, const A* a, int64_t a_step, int64_t a_row, const T* b, int64_t b_step, int64_t D, T* out,
                        int64_t out_row) {
-  const int64_t fours = rows / 4 * 4;
-  for (int64_t r = 0; r < fours; r += 4)
-    outer_tile<T, 4, U>(a + r * a_row, a_step, a_row, b, b_step, D, out + r * out_row, out_row);
-  for (int64_t r = fours; r < fours + rows % 4; ++r)
-    outer_tile<T, 1, U>(a + r * a_row, a_step, a_row, b, b_step, D, out + r * out_row, out_row);
+  int64_t r = 0;
+  if (SHAMISA_WIDE == 16)
+    for (; r + 8 <= rows; r += 8) outer_tile<T, 8, U>(a + r * a_row, a_step, a_row, b, b_step, D, out + r * out_row, out_row);
+  for (; r + 4 <= rows; r += 4) outer_tile<T, 4, U>(a + r * a_row, a_step, a_row, b, b_step, D, out + r * out_row, out_row);
+  for (; r < rows; ++r) outer_tile<T, 1, U>(a + r * a_row, a_step, a_row, b, b_step, D, out + r * out_row, out_row);
 }
 
 // ---- moments of columns ----------------------------------------------------------------------------------------------
@@ -244,8 +244,9 @@ template <class T>
 inline void pack_anchors(const T* anchors, int64_t K, int64_t F, T* packed) {
   const int64_t Kp = padded<T>(K);
   for (int64_t e = 0; e < F * Kp; ++e) packed[e] = 0;
-  for (int64_t k = 0; k < K; ++k)
-    for (int64_t f = 0; f < F; ++f) packed[f * Kp + k] = anchors[k * F + f];
+  for (int64_t f0 = 0; f0 < F; f0 += 8)  // a line of the cache at a time
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t f = f0; f < F && f < f0 + 8; ++f) packed[f * Kp + k] = anchors[k * F + f];
 }
 
 // rows of the units [first, last) of unit_rows: logits [N, K] and norm [N], computed in double whatever A is; packed
