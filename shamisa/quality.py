@@ -11,6 +11,7 @@ from .crops import ten_crops, views
 from .data.decode import at_least
 from .engine import IMAGENET_MEAN, IMAGENET_STD
 from .features import by_crop
+from .ops import has_kernel
 from .ridge import Regressor
 
 SLACK = 1e-3  # of floating images beyond 0..1, a quarter of a level: rounding, of float16 or a normalisation and its inverse
@@ -106,7 +107,9 @@ class QualityNet(nn.Module):
         """Images uint8 [N, 3, H, W] -> crops uint8 [N, 2, 5, 3, crop, crop]."""
         if torch.compiler.is_compiling():
             return ten_crops(images, self.crop)
-        return torch.stack([views(i, self.crop) for i in images])  # the same pixels, sooner
+        if images.is_cpu or (images.is_cuda and has_kernel("resize_bicubic", "cuda")):
+            return torch.stack([views(i, self.crop) for i in images])  # the same pixels, sooner
+        return ten_crops(images, self.crop)  # without the kernel they would go through the CPU
 
     def forward(self, images: Tensor, normalized: bool = False) -> Tensor:
         """Images [N, 3, H, W], uint8 or floating 0..1 (or normalised), any device -> scores [N] float32; no gradient."""
