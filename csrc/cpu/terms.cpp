@@ -122,13 +122,15 @@ std::tuple<Tensor, Tensor> covariance(Tensor x) {
     using T = decltype(t);
     const Moments<T> columns = moments<T>(read<T>(y), n, E);
     const Tensor packed = pack<T>(y, columns.mean.data(), n >= E);
-    const int64_t panels = units(m, typed<T>().panel);
-    std::vector<double> sums(panels * panels, 0);
-    parallel(panels * panels, typed<T>().panel * typed<T>().panel * D, [&](int64_t a, int64_t b) {
+    // Each panel with itself and with those after it, in a circle, as far as half way round: as many for every thread.
+    const int64_t panels = units(m, typed<T>().panel), offsets = panels / 2 + 1;
+    std::vector<double> sums(panels * offsets, 0);
+    parallel(panels * offsets, typed<T>().panel * typed<T>().panel * D, [&](int64_t a, int64_t b) {
       for (int64_t pair = a; pair < b; ++pair) {
-        const int64_t i = pair / panels, j = pair % panels;
-        if (i <= j)
-          sums[pair] = typed<T>().gram_panels(read<T>(packed), m, D, i, j, (T)(1 / (double)(n - 1)), n < E, data<T>(moment));
+        const int64_t i = pair / offsets, offset = pair % offsets, j = (i + offset) % panels;
+        if (2 * offset == panels && i > j) continue;  // half way round: once
+        sums[pair] = typed<T>().gram_panels(read<T>(packed), m, D, std::min(i, j), std::max(i, j), (T)(1 / (double)(n - 1)),
+                                            n < E, data<T>(moment));
       }
     });
     double sum = 0;
