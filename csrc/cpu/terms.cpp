@@ -122,13 +122,15 @@ std::tuple<Tensor, Tensor> covariance(Tensor x) {
     using T = decltype(t);
     const Moments<T> columns = moments<T>(read<T>(y), n, E);
     const Tensor packed = pack<T>(y, columns.mean.data(), n >= E);
-    const int64_t panels = units(m, typed<T>().panel);
-    std::vector<double> sums(panels * panels, 0);
-    parallel(panels * panels, typed<T>().panel * typed<T>().panel * D, [&](int64_t a, int64_t b) {
+    // Each panel with itself and with those after it, in a circle, as far as half way round: as many for every thread.
+    const int64_t panels = units(m, typed<T>().panel), offsets = panels / 2 + 1;
+    std::vector<double> sums(panels * offsets, 0);
+    parallel(panels * offsets, typed<T>().panel * typed<T>().panel * D, [&](int64_t a, int64_t b) {
       for (int64_t pair = a; pair < b; ++pair) {
-        const int64_t i = pair / panels, j = pair % panels;
-        if (i <= j)
-          sums[pair] = typed<T>().gram_panels(read<T>(packed), m, D, i, j, (T)(1 / (double)(n - 1)), n < E, data<T>(moment));
+        const int64_t i = pair / offsets, offset = pair % offsets, j = (i + offset) % panels;
+        if (2 * offset == panels && i > j) continue;  // half way round: once
+        sums[pair] = typed<T>().gram_panels(read<T>(packed), m, D, std::min(i, j), std::max(i, j), (T)(1 / (double)(n - 1)),
+                                            n < E, data<T>(moment));
       }
     });
     double sum = 0;
@@ -235,10 +237,14 @@ Tensor transport_codes(Tensor u, double temperature, int64_t rounds) {
     using T = decltype(t);
     const TypedTermKernels<T>& run = typed<T>();
     const T *in = read<T>(x), heat = (T)temperature;
-    std::vector<T> parts(segments * K), high(K, -INFINITY), low(K, 0);  // shift = high + low
-    const auto by_segment = [&](auto f) {                               // f(first row, last row, its part [K])
+    // Tensors, because their memory begins with a line of the cache: vectors across lines take half as long again.
+    const int64_t Kp = run.padded(K);
+    const Tensor shifts = make({2, Kp}, type), sums = make({segments * K}, type);
+    T *parts = data<T>(sums), *high = data<T>(shifts), *low = high + Kp;  // shift = high + low
+    std::fill_n(high, K, -(T)INFINITY), std::fill_n(low, K, T(0));
+    const auto by_segment = [&](auto f) {  // f(first row, last row, its part [K])
       parallel(segments, unit_rows * K * 16, [&](int64_t a, int64_t b) {
-        for (int64_t s = a; s < b; ++s) f(s * unit_rows, s + 1 < segments ? (s + 1) * unit_rows : N, parts.data() + s * K);
+        for (int64_t s = a; s < b; ++s) f(s * unit_rows, s + 1 < segments ? (s + 1) * unit_rows : N, parts + s * K);
       });
     };
     const auto total = [&](int64_t k) {
@@ -246,16 +252,16 @@ Tensor transport_codes(Tensor u, double temperature, int64_t rounds) {
       for (int64_t s = 0; s < segments; ++s) sum += (double)parts[s * K + k];
       return sum;
     };
-    run.codes_largest(in, K, heat, 0, N, high.data());
-    std::vector<double> shift(high.begin(), high.end());
+    run.codes_largest(in, K, heat, 0, N, high);
+    std::vector<double> shift(high, high + K);
     for (int64_t round = 0; round < rounds; ++round) {
-      std::fill(parts.begin(), parts.end(), T(0));
+      std::fill_n(parts, segments * K, T(0));
       if (round == 0)
-        by_segment([&](int64_t a, int64_t b, T* sum) { run.codes_columns(in, K, heat, high.data(), a, b, sum); });
+        by_segment([&](int64_t a, int64_t b, T* sum) { run.codes_columns(in, K, heat, high, a, b, sum); });
       else
         by_segment([&](int64_t a, int64_t b, T* sum) {
-          std::vector<T> row(run.padded(K));
-          run.codes_rows(in, K, heat, high.data(), low.data(), a, b, row.data(), data<T>(q), sum);
+          const Tensor row = make({Kp}, type);
+          run.codes_rows(in, K, heat, high, low, a, b, data<T>(row), data<T>(q), sum);
         });
       for (int64_t k = 0; k < K; ++k) {
         shift[k] += std::log(total(k));
@@ -264,8 +270,8 @@ Tensor transport_codes(Tensor u, double temperature, int64_t rounds) {
       }
     }
     by_segment([&](int64_t a, int64_t b, T* sum) {
-      std::vector<T> row(run.padded(K));
-      run.codes_rows(in, K, heat, high.data(), low.data(), a, b, row.data(), data<T>(q), sum);
+      const Tensor row = make({Kp}, type);
+      run.codes_rows(in, K, heat, high, low, a, b, data<T>(row), data<T>(q), sum);
     });
     return 0;
   });

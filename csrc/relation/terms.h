@@ -49,7 +49,8 @@ inline void outer_rows(int64_t rows, const A* a, int64_t a_step, int64_t a_row, 
   if (SHAMISA_WIDE == 16)
     for (; r + 8 <= rows; r += 8) outer_tile<T, 8, U>(a + r * a_row, a_step, a_row, b, b_step, D, out + r * out_row, out_row);
   for (; r + 4 <= rows; r += 4) outer_tile<T, 4, U>(a + r * a_row, a_step, a_row, b, b_step, D, out + r * out_row, out_row);
-  for (; r < rows; ++r) outer_tile<T, 1, U>(a + r * a_row, a_step, a_row, b, b_step, D, out + r * out_row, out_row);
+  for (int64_t left = rows % 4; left > 0; --left, ++r)
+    outer_tile<T, 1, U>(a + r * a_row, a_step, a_row, b, b_step, D, out + r * out_row, out_row);
 }
 
 // ---- moments of columns ----------------------------------------------------------------------------------------------
