@@ -213,7 +213,11 @@ def step(s: Section) -> str:
         split = row["info"].get("split_ms", {})
         parts = ", ".join(f"{k} {number(v)}" for k, v in split.items())
         threads = row["info"]["threads"]
-        cells = [number(1e3 * row["stats"]["median"]), number(row["info"]["images_per_s"]), parts]
+        cells = [
+            number(1e3 * row["stats"]["median"] / row["info"].get("steps", 1)),
+            number(row["info"]["images_per_s"]),
+            parts,
+        ]
         rows.append([f"{subject}: {who} ({threads} thread{'s'[: threads > 1]})", *cells])
     return table(("training step", "ms", "images/s", "split, ms"), rows)
 
