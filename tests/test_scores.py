@@ -89,7 +89,7 @@ def test_a_trained_encoder_is_described(tmp_path):
     )
     trained = scores.training(str(run))
     assert trained["photographs"] == 3 and trained["steps"] == 1
-    assert trained["images_per_step"] == 6 * 3 and trained["crop"] == 32
+    assert trained["images_per_step"] == 6 * 3 and trained["crop"] == 48
     assert scores.training("untrained:shamisa/small") is None
 
 
