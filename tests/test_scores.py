@@ -73,7 +73,7 @@ def test_a_trained_encoder_is_described(tmp_path):
         "--steps",
         "1",
         "--crop",
-        "32",
+        "48",
         "--compositions",
         "1",
         "--levels",
