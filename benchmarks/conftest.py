@@ -17,6 +17,7 @@ import sys
 import time
 
 import measure
+import memory
 import pytest
 import torch
 
@@ -125,6 +126,8 @@ def row(benchmark, ceilings):
         rounds = min(most, max(least, int(seconds / (once * iterations))))
         benchmark.pedantic(call, rounds=rounds, iterations=iterations, warmup_rounds=1 if once < 1 else 0)
         median = benchmark.stats.stats.median
+        if "extra_mb" not in info and os.access("/proc/self/clear_refs", os.W_OK):
+            extra["extra_mb"] = memory.peak(call, device) / memory.MB
         if images:
             extra.update(images=images, images_per_s=images / median, ms_per_image=1e3 * median / images)
         if moved:

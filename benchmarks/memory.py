@@ -1,4 +1,4 @@
-"""Peak extra memory of one call, in a process of its own: ``python benchmarks/memory.py engine '{"V": 2}'``.
+"""Peak extra memory of one call; in a process of its own: ``python benchmarks/memory.py engine '{"V": 2}'``.
 
 Extra is what the call needs beyond its inputs and the loaded libraries, its results included. On the CPU: the kernel's
 high-water mark of resident memory (VmHWM of /proc/self/status, reset through /proc/self/clear_refs) less the resident
@@ -8,6 +8,7 @@ thresholds so that freed memory leaves the process. On a GPU: torch's own peak o
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def peak(call: Callable[[], object], device: str) -> float:
         kept = call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # what is free is not resident
     Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from what is resident now
     before = status("VmRSS")
     kept = call()

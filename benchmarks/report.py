@@ -77,6 +77,17 @@ def error(row: dict | None) -> str:
     return "" if row is None or "max_error" not in row["info"] else number(row["info"]["max_error"])
 
 
+def peaks(*rows: dict | None) -> str:
+    """Peak extra megabytes of rows, per image where there are images."""
+    each = [r and r["info"].get("extra_mb") for r in rows]
+    each = [m and m / r["info"].get("images", 1) for m, r in zip(each, rows, strict=True)]
+    return " / ".join(number(m) or "-" for m in each)
+
+
+def share_of_copy(row: dict | None) -> str:
+    return f"{row['info']['share_of_copy']:.1%}" if row and "share_of_copy" in row["info"] else ""
+
+
 def times(other: dict | None, ours: dict | None) -> str:
     """How many times faster ours is; bold where it is slower."""
     if other is None or ours is None:
@@ -143,21 +154,36 @@ def distortions(s: Section) -> str:
                     f"{kin}{OTHER.get(who, who)} {number(ms(row))}" + (f" ({times(row, ours)})" if ours else "")
                 )
         cells = [number(ms(ours)) if ours else "", number(ms(base)) if base else "", times(base, ours), error(ours)]
-        rows.append([subject, *cells, ", ".join(others)])
-    head = ("distortion, level 3", "native ms", "reference ms", "ratio", "max error", "others, ms (ratio to native)")
-    return "One distortion, ms per 224 x 224 float image (~ marks another definition of the same kind):\n\n" + table(
-        head, rows
+        rows.append([subject, *cells, share_of_copy(ours), peaks(ours, base), ", ".join(others)])
+    head = (
+        "distortion, level 3",
+        "native ms",
+        "reference ms",
+        "ratio",
+        "max error",
+        "of copy bandwidth",
+        "peak extra MB",
     )
+    title = "One distortion, per 224 x 224 float image of 0.6 MB (~ marks another definition of the same kind; peak extra memory"
+    title += " of native / reference, results included, without the memory that a thread keeps for its next call):"
+    return f"{title}\n\n" + table((*head, "others, ms (ratio to native)"), rows)
 
 
 def chains(s: Section) -> str:
     rows = []
     for subject, group in s.subjects.items():
         ours, base = group.get("native"), group.get("reference")
-        share = f"{ours['info']['share_of_copy']:.1%}" if ours and "share_of_copy" in ours["info"] else ""
         cells = [number(ms(ours)) if ours else "", number(ms(base)) if base else "", times(base, ours), error(ours)]
-        rows.append([subject, *cells, share])
-    head = ("chain in one call", "native ms", "reference ms", "ratio", "max error", "of copy bandwidth")
+        rows.append([subject, *cells, share_of_copy(ours), peaks(ours, base)])
+    head = (
+        "chain in one call",
+        "native ms",
+        "reference ms",
+        "ratio",
+        "max error",
+        "of copy bandwidth",
+        "peak extra MB",
+    )
     return table(head, rows)
 
 
@@ -177,7 +203,7 @@ def relations(s: Section) -> str:
         ours, base, compiled = (group.get(who) for who in ("native", "reference", "compiled"))
         share = f"{ours['info']['share_of_matmul']:.1%}" if ours and "share_of_matmul" in ours["info"] else ""
         cells = [number(ms(ours)) if ours else "not compiled", *against(base, ours), *against(compiled, ours)]
-        rows.append([subject, *cells, error(ours), share])
+        rows.append([subject, *cells, error(ours), share, peaks(ours, base, compiled)])
     head = (
         "N = 252, F = 2048, E = 768",
         "native ms",
@@ -187,7 +213,8 @@ def relations(s: Section) -> str:
         "ratio",
         "max error",
     )
-    return "Relation graphs (torch.compile: of the reference):\n\n" + table((*head, "of matmul rate"), rows)
+    title = "Relation graphs (torch.compile: of the reference; peak extra memory of the three, results included):"
+    return f"{title}\n\n" + table((*head, "of matmul rate", "peak extra MB"), rows)
 
 
 def against(other: dict | None, ours: dict | None) -> tuple[str, str]:
@@ -199,10 +226,12 @@ def loss(s: Section) -> str:
     rows = []
     for subject, group in s.subjects.items():
         ours, base, compiled = (group.get(who) for who in ("native", "reference", "compiled"))
-        memory = " / ".join((number(r["info"].get("extra_mb")) if r else "") or "-" for r in (ours, base, compiled))
-        cells = [number(ms(ours)) if ours else "", *against(base, ours), *against(compiled, ours), error(ours), memory]
+        threads = group.get("native, all threads")
+        cells = [number(ms(ours)) if ours else "", *against(base, ours), *against(compiled, ours)]
+        cells += [number(ms(threads)) if threads else "", error(ours), peaks(ours, base, compiled)]
         rows.append([subject, *cells])
-    head = ("loss, forward + backward", "native ms", "reference ms", "ratio", "torch.compile ms", "ratio", "max error")
+    head = ("loss, forward + backward", "native ms", "reference ms", "ratio", "torch.compile ms", "ratio")
+    head = (*head, "native, all threads, ms", "max error")
     title = "The whole objective (peak extra memory of the three includes the gradients of z and h):"
     return f"{title}\n\n" + table((*head, "peak extra MB"), rows)
 
@@ -217,9 +246,10 @@ def step(s: Section) -> str:
             number(1e3 * row["stats"]["median"] / row["info"].get("steps", 1)),
             number(row["info"]["images_per_s"]),
             parts,
+            number(row["info"].get("extra_mb")),
         ]
         rows.append([f"{subject}: {who} ({threads} thread{'s'[: threads > 1]})", *cells])
-    return table(("training step", "ms", "images/s", "split, ms"), rows)
+    return table(("training step", "ms", "images/s", "split, ms", "peak extra MB"), rows)
 
 
 def plain(title: str):
@@ -230,9 +260,10 @@ def plain(title: str):
             rate = number(row["info"].get("images_per_s"))
             # per image where the rows handle different numbers of images
             ratio = number(ms(row) / ms(ours)) + "x" if ours else ""
-            cells = [number(1e3 * row["stats"]["median"]), rate, ratio, error(row), str(row["stats"]["rounds"])]
+            cells = [number(1e3 * row["stats"]["median"]), rate, ratio, error(row), number(row["info"].get("extra_mb"))]
+            cells.append(str(row["stats"]["rounds"]))
             rows.append([f"{subject}: {who}", *cells])
-        return table((title, "ms", "images/s", "time, ours = 1x", "max error", "rounds"), rows)
+        return table((title, "ms", "images/s", "time, ours = 1x", "max error", "peak extra MB", "rounds"), rows)
 
     return render
 

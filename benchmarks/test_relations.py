@@ -127,6 +127,8 @@ LOSSES = [
     for B in (GROWTH if who != "compiled" else GROWTH[::2])  # each compiles for half a minute and more
     if B <= most
 ]
+ALL_THREADS = "native, all threads"
+LOSSES += [("cpu", ALL_THREADS, B) for B in GROWTH[:5]]
 
 
 @pytest.mark.parametrize("device, who, B", [c for c in LOSSES if c[0] in DEVICES])
@@ -134,8 +136,10 @@ def test_loss(row, benchmark, device, who, B):
     """Value and gradients of the published objective with F = 2048, E = 768."""
     if not benchmark.enabled and B > (1 if who == "compiled" else 2):
         pytest.skip("large: timed runs only")
-    if who == "native" and not ops.has_kernel("knn_graph", device):
+    if who.startswith("native") and not ops.has_kernel("knn_graph", device):
         pytest.skip(f"no compiled kernels of the relations for {device}")
+    if who == ALL_THREADS and measure.all_threads() == 1:
+        pytest.skip("one core")
     step, leaves = objective(B, F, E, device)
     call = measure.compiled_reference(step, *leaves) if who == "compiled" else step
 
@@ -144,22 +148,23 @@ def test_loss(row, benchmark, device, who, B):
             return call(*leaves)
 
     extra = {}
-    if who != "reference" and B <= 16:
+    if who in ("native", "compiled") and B <= 16:
         with backend_context("reference"):
             wanted = step(*leaves)
         errors = [error(a, b) for a, b in zip(run(), wanted, strict=True)]
         extra = {k: max(e[k] for e in errors) for k in errors[0]}
-    if benchmark.enabled or (B == 1 and who == "native"):
+    if who != ALL_THREADS and (benchmark.enabled or (B == 1 and who == "native")):
         extra |= measure.peak_extra("loss", B=B, row=who, device=device)
-    row(
-        run,
-        section="loss",
-        subject=f"N = {126 * B}",
-        row=who,
-        device=device,
-        nodes=126 * B,
-        seconds=1.0,
-        least=2 if B < 64 else 1,
-        most=10,
-        **extra,
-    )
+    with measure.threads(measure.all_threads() if who == ALL_THREADS else 1):
+        row(
+            run,
+            section="loss",
+            subject=f"N = {126 * B}",
+            row=who,
+            device=device,
+            nodes=126 * B,
+            seconds=1.0,
+            least=2 if B < 64 else 1,
+            most=10,
+            **extra,
+        )
