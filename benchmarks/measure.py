@@ -134,6 +134,21 @@ def error(got: Tensor, wanted: Tensor) -> dict[str, float]:
     return {"max_error": difference.max().item(), "mean_error": difference.mean().item()}
 
 
+# ---- work ------------------------------------------------------------------------------------------------------------
+def size_of(*tensors: Tensor) -> int:
+    """Bytes of tensors: what a call that takes or gives them must at least move."""
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def operations(call: Callable[[], object]) -> int:
+    """Floating-point operations of the products and convolutions that torch runs in a call."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counted:
+        call()
+    return counted.get_total_flops()
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 def peak_extra(case: str, **arguments) -> dict[str, float]:
     """Extra bytes of a case of memory.py at its peak, measured in a process of its own; see there."""

@@ -75,6 +75,8 @@ def test_loader(row, files, sources, subject, who):
     crops = len(steps) * references.views
     extra["cpu_ms_per_crop"] = 1e3 * cpu_seconds(call) / crops
     images = len(steps) * references.references
+    read = 0 if cache else references.references * sum(map(os.path.getsize, files))  # each is read so often, about
+    extra["moved"] = read + crops * 3 * references.crop**2
     row(call, section="loader", subject=subject, row=who, images=images, seconds=1.0, most=8, **extra)
 
 
@@ -108,4 +110,5 @@ def test_decoding(row, files, subject, who):
     call()
     # a photograph decoded once gives two crops
     extra = {"cpu_ms_per_crop": 1e3 * cpu_seconds(call) / (2 * len(files))}
+    extra["moved"] = sum(os.path.getsize(file) + read_photo(file).numel() for file in files)
     row(call, section="loader", subject=subject, row=who, images=len(files), seconds=1.0, most=8, **extra)

@@ -12,7 +12,7 @@ import numpy as np
 import peers
 import pytest
 import torch
-from measure import error
+from measure import error, operations, size_of
 
 from shamisa import metrics, ridge
 from shamisa.features import Extractor
@@ -45,6 +45,7 @@ def test_ridge(row, benchmark, subject, who):
         call = lambda: ridge.select(train, y[:n], val, y[n:])  # noqa: E731
         few = ridge.ALPHAS[::33]
         extra = error(ridge.fit_path(train, y[:n], few).predict(val), torch.from_numpy(loop(few)[0]))
+    extra |= {"moved": size_of(X)}
     row(call, section="probe", subject=f"ridge, {subject}, 100 strengths", row=who, seconds=1.0, most=8, **extra)
 
 
@@ -89,6 +90,7 @@ def test_ridge_search(row, benchmark, who):
         section="probe",
         subject=subject,
         row=who,
+        moved=size_of(X),
         seconds=1.0,
         least=1,
         most=5,
@@ -130,4 +132,6 @@ def test_features(row, photos, who, batch):
     torch.manual_seed(0)
     extractor = Extractor(Encoder("shamisa/small", "none"), crop=96, batch=batch)
     subject = "features, shamisa/small, 10 crops of 96 px"
-    row(lambda: extractor(list(photos)), section="probe", subject=subject, row=who, images=len(photos), seconds=0.5)
+    call = lambda: extractor(list(photos))  # noqa: E731
+    work = {"flops": operations(call), "images": len(photos)}
+    row(call, section="probe", subject=subject, row=who, seconds=0.5, **work)

@@ -102,13 +102,19 @@ def test_op(row, device, name, who):
         with backend_context(who):
             return function(*inputs)
 
-    extra = {}
+    extra = {"moved": measure.size_of(*inputs, *call())}
     if who != "reference":
         with backend_context("reference"):
             wanted = found[name][0](*inputs)
         errors = [error(a, b) for a, b in zip(call(), wanted, strict=True)]
-        extra = {k: max(e[k] for e in errors) for k in errors[0]}
+        extra |= {k: max(e[k] for e in errors) for k in errors[0]}
     row(call, section="relations", subject=name, row=who, device=device, flops=flops, **extra)
+
+
+def products(N: int) -> int:
+    """Floating-point operations of the products in the objective and its gradients: kNN, logits, transport, covariance."""
+    half = N // 2
+    return 2 * N * N * F + 6 * N * F * K + 2 * N * N * K + 2 * 4 * half * E * min(half, E)
 
 
 LARGE = os.environ.get("SHAMISA_BENCHMARK_LARGE") == "1"  # the ends of the growth: minutes
@@ -163,6 +169,8 @@ def test_loss(row, benchmark, device, who, B):
             row=who,
             device=device,
             nodes=126 * B,
+            flops=products(126 * B),
+            moved=2 * measure.size_of(*leaves),  # embeddings and features, and their gradients
             seconds=1.0,
             least=2 if B < 64 else 1,
             most=10,

@@ -58,6 +58,8 @@ def test_step(row, benchmark, subject, device, who, count):
             steps()
         except torch.cuda.OutOfMemoryError as full:
             pytest.skip(f"too large for this GPU: {full}")
+        work = {"flops": measure.operations(steps)} if config.precision != "bf16" and device == "cpu" else {}
+        splits.clear()
         row(
             steps,
             section="step",
@@ -68,6 +70,7 @@ def test_step(row, benchmark, subject, device, who, count):
             steps=STEPS,
             seconds=5.0 if backend == "native" else 15.0,
             least=5 if backend == "native" else 3,
+            **work,
         )
     if benchmark.enabled:
         measured = splits[STEPS:] or splits

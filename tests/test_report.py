@@ -67,7 +67,7 @@ def test_tables_hold_every_row(result):
     ]
     assert cells(text, "merge")[1:3] == ["not compiled", "250"]
     assert cells(text, "N = 252") == [
-        *("N = 252", "500", "250", "**0.5x**", "1,000", "2x", "300", "1.0e-06", "12 / 400 / -")
+        *("N = 252", "500", "250", "**0.5x**", "1,000", "2x", "300", "1.0e-06", "", "12 / 400 / -")
     ]
     for fact in ("Made Up, 2 cores", "torch 2.13.0", "commit abc1234", "copy 20 GB/s", "Load average at the end: 0.5"):
         assert fact in text
