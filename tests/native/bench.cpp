@@ -59,7 +59,7 @@ int main(int argc, char** argv) {
     if (runs_here(**level)) std::printf("%10s", (*level)->level);
   std::printf("\n");
   for (int code = -1; code < opcode_count; ++code) {
-    if (code >= 0 && (!row_of(code).native || size < row_of(code).min_size)) continue;
+    if (code >= 0 && size < row_of(code).min_size) continue;
     const BatchCase c{size, size, 1, image, {0}, {code}, {5}, {code < 0 ? 0.f : usual_value(code)}};
     row(code < 0 ? "(entry and exit)" : name_of(code), c.batch(out.data()), repeats);
   }

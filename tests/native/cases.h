@@ -73,7 +73,7 @@ inline std::vector<BatchCase> batch_cases(bool large) {
     }
     for (int code = 0; code < shamisa::opcode_count; ++code) {
       const shamisa::Row row = shamisa::row_of(code);
-      if (!row.native || H < row.min_size || W < row.min_size) continue;
+      if (H < row.min_size || W < row.min_size) continue;
       usable.push_back(code);
       BatchCase c{H, W, 1, chains.source, {}, {}, {}, {}};
       const float at[] = {0.f, 0.02f, 0.4f, 1.f};
