@@ -240,7 +240,8 @@ def loss(s: Section) -> str:
         rows.append([subject, *cells])
     head = ("loss, forward + backward", "native ms", "reference ms", "ratio", "torch.compile ms", "ratio")
     head = (*head, "native, all threads, ms", "max error", "of ceiling")
-    title = "The whole objective (peak extra memory of the three includes the gradients of z and h):"
+    title = "The whole objective (peak extra memory of the three includes the gradients of z and h; of ceiling: the operations"
+    title += " of its products at torch's own rate, which halves of symmetric products and wider vectors can exceed):"
     return f"{title}\n\n" + table((*head, "peak extra MB"), rows)
 
 
