@@ -151,6 +151,9 @@ def engine(s: Section) -> str:
     return "Whole engine, published sampling, uint8 crops to normalised float32:\n\n" + table(head, rows)
 
 
+BESIDE_REFERENCE = ("native ms", "reference ms", "ratio", "max error", "of copy bandwidth", "peak extra MB")
+
+
 def distortions(s: Section) -> str:
     rows = []
     for subject, group in s.subjects.items():
@@ -164,15 +167,7 @@ def distortions(s: Section) -> str:
                 )
         cells = [number(ms(ours)) if ours else "", number(ms(base)) if base else "", times(base, ours), error(ours)]
         rows.append([subject, *cells, share_of_copy(ours), peaks(ours, base), ", ".join(others)])
-    head = (
-        "distortion, level 3",
-        "native ms",
-        "reference ms",
-        "ratio",
-        "max error",
-        "of copy bandwidth",
-        "peak extra MB",
-    )
+    head = ("distortion, level 3", *BESIDE_REFERENCE)
     title = "One distortion, per 224 x 224 float image of 0.6 MB (~ marks another definition of the same kind; peak extra memory"
     title += " of native / reference, results included, without the memory that a thread keeps for its next call):"
     return f"{title}\n\n" + table((*head, "others, ms (ratio to native)"), rows)
@@ -184,15 +179,7 @@ def chains(s: Section) -> str:
         ours, base = group.get("native"), group.get("reference")
         cells = [number(ms(ours)) if ours else "", number(ms(base)) if base else "", times(base, ours), error(ours)]
         rows.append([subject, *cells, share_of_copy(ours), peaks(ours, base)])
-    head = (
-        "chain in one call",
-        "native ms",
-        "reference ms",
-        "ratio",
-        "max error",
-        "of copy bandwidth",
-        "peak extra MB",
-    )
+    head = ("chain in one call", *BESIDE_REFERENCE)
     return table(head, rows)
 
 
