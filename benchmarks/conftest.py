@@ -100,19 +100,25 @@ def row(benchmark, ceilings):
         section: str,  # table of the report
         subject: str,  # what is done, the same in all rows that are compared
         row: str,  # who does it: native, reference, or the name of a peer
+        error: dict[str, float]
+        | str,  # against the reference, as measure.error gives it, or in words why there is none
         device: str = "cpu",
         images: int | None = None,  # per call
         moved: float | None = None,  # bytes that the call must read and write
-        flops: float | None = None,  # floating-point operations of the call, float32
+        flops: float | None = None,  # floating-point operations of the call
+        dtype: str = "float32",  # in which they are done: of which rate they are a share
         seconds: float = 0.15,  # to spend on the rounds, about
         least: int = 3,
         most: int = 20,
-        **info,  # error, memory, notes
+        **info,  # memory, notes
     ) -> None:
+        if not (moved or flops):
+            raise TypeError(f"a row must say what it moves or computes, got neither for {subject}: {row}")
         benchmark.group = f"{section}: {subject}, {device}"
         benchmark._timer = measure.timer(device)
         extra = benchmark.extra_info
         extra.update(section=section, subject=subject, row=row, device=device, threads=torch.get_num_threads())
+        extra.update({"no_error": error} if isinstance(error, str) else error)
         extra.update({k: v for k, v in info.items() if v is not None})
         if not benchmark.enabled:
             benchmark.pedantic(call, rounds=1, iterations=1)
@@ -135,7 +141,7 @@ def row(benchmark, ceilings):
             extra["share_of_copy"] = moved / median / 1e9 / ceilings(device)["copy_gb_s"]
         if flops:
             extra["gflop_per_s"] = flops / median / 1e9
-            extra["share_of_matmul"] = flops / median / 1e9 / ceilings(device)["matmul_float32_gflop_s"]
+            extra["share_of_matmul"] = flops / median / 1e9 / ceilings(device)[f"matmul_{dtype}_gflop_s"]
 
     return run
 

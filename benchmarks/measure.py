@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -124,6 +124,9 @@ def measure_ceilings(device: str, small: bool = False) -> dict[str, float]:
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
+IS_REFERENCE = "reference"  # instead of an error: the row is what the others are compared with
+
+
 def error(got: Tensor, wanted: Tensor) -> dict[str, float]:
     """Largest and mean absolute difference as a share of the largest absolute value wanted."""
     got, wanted = got.detach().double().cpu(), wanted.detach().double().cpu()
@@ -132,6 +135,21 @@ def error(got: Tensor, wanted: Tensor) -> dict[str, float]:
     scale = wanted.abs().max().clamp(min=1e-30)
     difference = (got - wanted).abs() / scale
     return {"max_error": difference.max().item(), "mean_error": difference.mean().item()}
+
+
+def errors(got: Iterable[Tensor], wanted: Iterable[Tensor]) -> dict[str, float]:
+    """The largest of the errors of several results, each on its own scale."""
+    each = [error(a, b) for a, b in zip(got, wanted, strict=True)]
+    return {k: max(e[k] for e in each) for k in each[0]}
+
+
+def moments_error(images: Tensor, got: Tensor, wanted: Tensor) -> dict[str, float | str]:
+    """Of two random draws: the difference in mean and spread of what they changed, per channel, as a share of the spread."""
+    changes = [(x.cpu().double() - images.cpu().double()).transpose(0, 1).flatten(1) for x in (got, wanted)]
+    spread = changes[1].std(1)
+    mean, std = ((f(changes[0]) - f(changes[1])).abs() / spread for f in (lambda x: x.mean(1), lambda x: x.std(1)))
+    found = torch.cat([mean, std])
+    return {"max_error": found.max().item(), "mean_error": found.mean().item(), "error_of": "moments"}
 
 
 # ---- work ------------------------------------------------------------------------------------------------------------
@@ -150,6 +168,16 @@ def operations(call: Callable[[], object]) -> int:
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
+def free_memory(device: str) -> float:
+    """Bytes that a process can still have."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        return 1024 * int(re.search(r"^MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text(), re.M)[1])
+    except (OSError, TypeError):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+
+
 def peak_extra(case: str, **arguments) -> dict[str, float]:
     """Extra bytes of a case of memory.py at its peak, measured in a process of its own; see there."""
     path = os.pathsep.join([str(Path(shamisa.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])

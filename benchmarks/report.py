@@ -74,7 +74,23 @@ def ms(row: dict) -> float:
 
 
 def error(row: dict | None) -> str:
-    return "" if row is None or "max_error" not in row["info"] else number(row["info"]["max_error"])
+    """The largest error of a row, or why it has none."""
+    info = row["info"] if row else {}
+    marked = "≈" if info.get("error_of") == "moments" else ""
+    return marked + number(info["max_error"]) if "max_error" in info else info.get("no_error", "")
+
+
+def errors(*rows: dict | None) -> str:
+    """Those of the rows that stand beside the reference."""
+    return " / ".join(error(r) or "-" for r in rows)
+
+
+def calls(row: dict | None) -> str:
+    """How often a row was timed: rounds, and calls in each where there are several."""
+    if row is None:
+        return ""
+    rounds, iterations = row["stats"]["rounds"], row["stats"]["iterations"]
+    return str(rounds) if iterations == 1 else f"{rounds} x {iterations}"
 
 
 def peaks(*rows: dict | None) -> str:
@@ -135,7 +151,7 @@ def engine(s: Section) -> str:
         info, base = row["info"], s.subjects[subject].get("reference")
         cells = [number(info["images_per_s"]), times(base, row) if base else "", error(row)]
         cells.append(number(info["mean_error"]) if "mean_error" in info else "")
-        cells += [number(info.get("extra_mb")), f"{info.get('share_of_copy', 0):.2%}", str(row["stats"]["rounds"])]
+        cells += [number(info.get("extra_mb")), f"{info.get('share_of_copy', 0):.2%}", calls(row)]
         name = who if subject == "engine" else f"{subject}: {who}"
         rows.append([f"{name} ({info['threads']} thread{'s'[: info['threads'] > 1]})", *cells])
     head = (
@@ -151,7 +167,13 @@ def engine(s: Section) -> str:
     return "Whole engine, published sampling, uint8 crops to normalised float32:\n\n" + table(head, rows)
 
 
-BESIDE_REFERENCE = ("native ms", "reference ms", "ratio", "max error", "of copy bandwidth", "peak extra MB")
+BESIDE_REFERENCE = ("native ms", "reference ms", "ratio", "max error", "of copy bandwidth", "peak extra MB", "rounds")
+
+
+def beside_reference(ours: dict | None, base: dict | None) -> list[str]:
+    """The cells under that head."""
+    times_ = [number(ms(ours)) if ours else "", number(ms(base)) if base else "", times(base, ours)]
+    return [*times_, error(ours), share_of_copy(ours), peaks(ours, base), calls(ours)]
 
 
 def distortions(s: Section) -> str:
@@ -162,23 +184,19 @@ def distortions(s: Section) -> str:
         for who, row in group.items():
             if who not in ("native", "reference"):
                 kin = "~" if row["info"].get("kin") else ""
-                others.append(
-                    f"{kin}{OTHER.get(who, who)} {number(ms(row))}" + (f" ({times(row, ours)})" if ours else "")
-                )
-        cells = [number(ms(ours)) if ours else "", number(ms(base)) if base else "", times(base, ours), error(ours)]
-        rows.append([subject, *cells, share_of_copy(ours), peaks(ours, base), ", ".join(others)])
+                facts = "; ".join(filter(None, (times(row, ours), error(row))))
+                others.append(f"{kin}{OTHER.get(who, who)} {number(ms(row))} ({facts})")
+        rows.append([subject, *beside_reference(ours, base), ", ".join(others)])
     head = ("distortion, level 3", *BESIDE_REFERENCE)
     title = "One distortion, per 224 x 224 float image of 0.6 MB (~ marks another definition of the same kind; peak extra memory"
     title += " of native / reference, results included, without the memory that a thread keeps for its next call):"
-    return f"{title}\n\n" + table((*head, "others, ms (ratio to native)"), rows)
+    return f"{title}\n\n" + table((*head, "others, ms (ratio to native; max error)"), rows)
 
 
 def chains(s: Section) -> str:
     rows = []
     for subject, group in s.subjects.items():
-        ours, base = group.get("native"), group.get("reference")
-        cells = [number(ms(ours)) if ours else "", number(ms(base)) if base else "", times(base, ours), error(ours)]
-        rows.append([subject, *cells, share_of_copy(ours), peaks(ours, base)])
+        rows.append([subject, *beside_reference(group.get("native"), group.get("reference"))])
     head = ("chain in one call", *BESIDE_REFERENCE)
     return table(head, rows)
 
@@ -188,8 +206,10 @@ def memory(s: Section) -> str:
     for subject, _, row in s.rows():
         info = row["info"]
         parts = [info["output_mb"], info["prefix_mb"], info["extra_mb"]]
-        rows.append([subject, *(number(p) for p in parts), number(max(0.0, parts[2] - parts[0] - parts[1]))])
-    head = ("peak extra memory, MB", "output", "prefix images", "measured", "beyond both")
+        rows.append(
+            [subject, *(number(p) for p in parts), number(max(0.0, parts[2] - parts[0] - parts[1])), error(row)]
+        )
+    head = ("peak extra memory, MB", "output", "prefix images", "measured", "beyond both", "max error")
     return table(head, rows)
 
 
@@ -198,7 +218,9 @@ def relations(s: Section) -> str:
     for subject, group in s.subjects.items():
         ours, base, compiled = (group.get(who) for who in ("native", "reference", "compiled"))
         cells = [number(ms(ours)) if ours else "not compiled", *against(base, ours), *against(compiled, ours)]
-        rows.append([subject, *cells, error(ours), of_ceiling(ours), peaks(ours, base, compiled)])
+        rows.append(
+            [subject, *cells, errors(ours, compiled), of_ceiling(ours), peaks(ours, base, compiled), calls(ours)]
+        )
     head = (
         "N = 252, F = 2048, E = 768",
         "native ms",
@@ -208,8 +230,9 @@ def relations(s: Section) -> str:
         "ratio",
         "max error",
     )
-    title = "Relation graphs (torch.compile: of the reference; peak extra memory of the three, results included):"
-    return f"{title}\n\n" + table((*head, "of ceiling", "peak extra MB"), rows)
+    title = "Relation graphs (torch.compile: of the reference; max error of native / torch.compile; peak extra memory of native"
+    title += " / reference / torch.compile, results included):"
+    return f"{title}\n\n" + table((*head, "of ceiling", "peak extra MB", "rounds"), rows)
 
 
 def against(other: dict | None, ours: dict | None) -> tuple[str, str]:
@@ -223,13 +246,14 @@ def loss(s: Section) -> str:
         ours, base, compiled = (group.get(who) for who in ("native", "reference", "compiled"))
         threads = group.get("native, all threads")
         cells = [number(ms(ours)) if ours else "", *against(base, ours), *against(compiled, ours)]
-        cells += [number(ms(threads)) if threads else "", error(ours), of_ceiling(ours), peaks(ours, base, compiled)]
-        rows.append([subject, *cells])
+        cells += [number(ms(threads)) if threads else "", errors(ours, compiled, threads), of_ceiling(ours)]
+        rows.append([subject, *cells, peaks(ours, base, compiled), calls(ours)])
     head = ("loss, forward + backward", "native ms", "reference ms", "ratio", "torch.compile ms", "ratio")
     head = (*head, "native, all threads, ms", "max error", "of ceiling")
-    title = "The whole objective (peak extra memory of the three includes the gradients of z and h; of ceiling: the operations"
-    title += " of its products at torch's own rate, which halves of symmetric products and wider vectors can exceed):"
-    return f"{title}\n\n" + table((*head, "peak extra MB"), rows)
+    title = "The whole objective (max error of native / torch.compile / all threads, gradients included; peak extra memory of"
+    title += " native / reference / torch.compile includes the gradients of z and h; of ceiling: the operations of its products"
+    title += " at torch's own rate, which halves of symmetric products and wider vectors can exceed):"
+    return f"{title}\n\n" + table((*head, "peak extra MB", "rounds"), rows)
 
 
 def step(s: Section) -> str:
@@ -242,11 +266,14 @@ def step(s: Section) -> str:
             number(1e3 * row["stats"]["median"] / row["info"].get("steps", 1)),
             number(row["info"]["images_per_s"]),
             parts,
+            error(row),
             of_ceiling(row),
             number(row["info"].get("extra_mb")),
+            calls(row),
         ]
         rows.append([f"{subject}: {who} ({threads} thread{'s'[: threads > 1]})", *cells])
-    return table(("training step", "ms", "images/s", "split, ms", "of ceiling", "peak extra MB"), rows)
+    head = ("training step", "ms", "images/s", "split, ms", "max error of the loss", "of ceiling", "peak extra MB")
+    return table((*head, "rounds of 4 steps"), rows)
 
 
 def plain(title: str):
@@ -258,7 +285,7 @@ def plain(title: str):
             # per image where the rows handle different numbers of images
             ratio = number(ms(row) / ms(ours)) + "x" if ours else ""
             cells = [number(1e3 * row["stats"]["median"]), rate, ratio, error(row), number(row["info"].get("extra_mb"))]
-            cells += [of_ceiling(row), str(row["stats"]["rounds"])]
+            cells += [of_ceiling(row), calls(row)]
             rows.append([f"{subject}: {who}", *cells])
         return table(
             (title, "ms", "images/s", "time, ours = 1x", "max error", "peak extra MB", "of ceiling", "rounds"), rows
@@ -323,9 +350,11 @@ def render(result: dict) -> str:
     )
     parts = [
         f"**{gpu}{m['cpu']}, {m['cores']} cores, {m['memory_gb']:g} GB, {m['instructions']}** ({versions}; commit "
-        f"{commit[:10]}{' with changes' if changed else ''}). One thread unless stated. Medians; rounds and interquartile ranges "
-        f'stand in `benchmarks/results/`. "Reference" is the package\'s own eager PyTorch chain. Errors are the largest '
-        f"absolute difference from the reference as a share of its largest value. Ceilings measured in the same run: "
+        f"{commit[:10]}{' with changes' if changed else ''}). One thread unless stated. Medians of the rounds; "
+        f"interquartile ranges stand in `benchmarks/results/`; 20 x 3 is 20 rounds of 3 calls. "
+        f'"Reference" is the package\'s own eager PyTorch chain. Errors are the largest absolute difference from the '
+        f"reference as a share of its largest value; ≈ marks those of another random draw, of which mean and spread of the "
+        f"change are compared. Ceilings measured in the same run: "
         f"{rates}. Load average at the end: {result['load_at_end']:g}."
     ]
     for device in devices(result):

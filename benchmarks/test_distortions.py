@@ -6,7 +6,7 @@ import measure
 import peers
 import pytest
 import torch
-from measure import DEVICES, error
+from measure import DEVICES, IS_REFERENCE, error, moments_error
 
 from shamisa import DISTORTIONS, DistortionEngine, ops
 from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD, distort
@@ -15,7 +15,6 @@ from shamisa.reference.philox import DOMAIN_IMAGE, derive_key
 
 SIZE = 224
 PASS = 2 * 3 * SIZE * SIZE * 4  # bytes of one float32 image read and written
-NOISY = {"white_noise", "impulse_noise", "jitter"}  # another draw: no error to speak of
 
 
 def batch(photos, device: str, who: str) -> torch.Tensor:
@@ -46,7 +45,16 @@ def test_call(row):
     need_kernel("cpu")
     images = torch.rand(4, 3, 8, 8)
     call = lambda: distort(images, "darken", severity=2, backend="native")  # noqa: E731
-    row(call, section="distortions", subject="(four images of 8 x 8, ms per call)", row="native")
+    found = error(call(), distort(images, "darken", severity=2, backend="reference"))
+    moved = 2 * measure.size_of(images)
+    row(
+        call,
+        section="distortions",
+        subject="(four images of 8 x 8, ms per call)",
+        row="native",
+        error=found,
+        moved=moved,
+    )
 
 
 def compiled(name: str, images: torch.Tensor):
@@ -80,10 +88,12 @@ def test_distortion(row, photos, device, name, who):
                 call, extra["kin"] = lambda: function(images), not same
         except peers.Missing as missing:
             pytest.skip(str(missing))
-    if who != "reference" and not (who not in ("native", "compiled") and name in NOISY):
-        few = slice(0, 4)
-        wanted = distort(images[few].cpu(), name, severity=2, backend="reference")
-        extra |= error(call()[few].cpu(), wanted)
+    found = IS_REFERENCE
+    if who != "reference":
+        few = images[:4].cpu()
+        got, wanted = call()[:4].cpu(), distort(few, name, severity=2, backend="reference")
+        ours = who in ("native", "compiled")  # of the same random numbers
+        found = error(got, wanted) if ours or not DISTORTIONS[name].random else moments_error(few, got, wanted)
     n = len(images)
     slow = who not in ("native", "compiled") and device == "cpu"
     row(
@@ -92,6 +102,7 @@ def test_distortion(row, photos, device, name, who):
         subject=name,
         row=who,
         device=device,
+        error=found,
         images=n,
         moved=n * PASS,
         seconds=0.2 if slow else 0.1,
@@ -135,20 +146,20 @@ def test_chain(row, photos, device, chain, backend):
     def call():
         return ops.run_distort(*arguments, **scale, backend=backend)
 
-    extra = {}
+    found = IS_REFERENCE
     if backend == "native":
         few = [t[:4].cpu() for t in arguments]
-        extra = error(call()[:4], ops.run_distort(*few, **scale, backend="reference"))
+        found = error(call()[:4], ops.run_distort(*few, **scale, backend="reference"))
     row(
         call,
         section="chains",
         subject=chain,
         row=backend,
         device=device,
+        error=found,
         images=n,
         moved=n * PASS,
         seconds=0.3,
-        **extra,
     )
 
 
@@ -178,11 +189,16 @@ def test_engine(row, photos, benchmark, who):
         if backend == "native":
             need_kernel("cpu")
         call = lambda: [engine(references, plan, backend=backend) for plan in plans]  # noqa: E731
-    if who == "native":
-        extra = error(engine(references, plans[0]), engine(references, plans[0], backend="reference"))
-        extra |= measure.peak_extra("engine", V=V)
-    elif who == "reference" and benchmark.enabled:
-        extra = measure.peak_extra("engine", V=V, row="reference")
+    if backend == "published":
+        found = "another draw"
+    elif who == "reference":
+        found = IS_REFERENCE
+    else:
+        with measure.threads(count):
+            got = engine(references, plans[0], backend=backend)
+        found = error(got, engine(references, plans[0], backend="reference"))
+    if count == 1 and backend != "published" and benchmark.enabled:
+        extra = measure.peak_extra("engine", V=V, row=backend)
     images, seconds = len(plans) * V * C * L, 2.0 if backend == "native" else 8.0
     with measure.threads(count):
         row(
@@ -190,6 +206,7 @@ def test_engine(row, photos, benchmark, who):
             section="engine",
             subject="engine",
             row=who,
+            error=found,
             images=images,
             seconds=seconds,
             moved=images * PASS,
@@ -230,13 +247,9 @@ def test_engine_gpu(row, photos, B, who):
     references = photos[:6].expand(B, 6, 3, SIZE, SIZE).contiguous().cuda()
     kind = {"dtype": torch.bfloat16, "memory_format": torch.channels_last} if "," in who else {}
     call = lambda: [engine(references, plan, **kind) for plan in plans]  # noqa: E731
-    extra = {}
-    if not kind:
-        few = engine.sample(1, seed=1)
-        got = engine(references[:1, :1], few).cpu()
-        extra = error(got, engine(references[:1, :1].cpu(), few)) | measure.peak_extra(
-            "engine", B=B, V=6, device="cuda"
-        )
+    few = engine.sample(1, seed=1)
+    got, wanted = engine(references[:1, :1], few, **kind), engine(references[:1, :1].cpu(), few, backend="reference")
+    extra = {} if kind else measure.peak_extra("engine", B=B, V=6, device="cuda")
     images = PLANS * B * 6 * C * L
     row(
         call,
@@ -244,6 +257,7 @@ def test_engine_gpu(row, photos, B, who):
         subject=f"engine, B = {B}",
         row=who,
         device="cuda",
+        error=error(got, wanted),
         images=images,
         seconds=2.0,
         moved=images * PASS // (2 if kind else 1),
@@ -261,12 +275,15 @@ def test_engine_memory(row, benchmark, photos, compositions, levels):
     engine = DistortionEngine(compositions=compositions, levels=levels)
     plan, references = engine.sample(1, seed=1), photos[:1].unsqueeze(0)
     found = measure.peak_extra("engine", V=1, C=compositions, L=levels)
+    images = compositions * levels
     row(
         lambda: engine(references, plan),
         section="memory",
         subject=f"engine, V = 1, C = {compositions}, L = {levels}",
         row="native",
-        images=compositions * levels,
+        error=error(engine(references, plan), engine(references, plan, backend="reference")),
+        images=images,
+        moved=images * PASS,
         least=1,
         most=1,
         **found,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 
+import numpy as np
 import peers
 import pytest
 import torch
-from measure import error
+from measure import IS_REFERENCE, error, errors
+from PIL import Image
 
 from shamisa.data import EmbeddedPhotos, PhotoFolder, PhotoList, PhotoShards, References, make_references, read_photo
 from shamisa.data.pack import pack
@@ -65,7 +68,7 @@ def test_loader(row, files, sources, subject, who):
     steps = range(len(files))  # every photograph is somebody's own once
     expected = References(sources[in_shards], batch_size=1, seed=0)
     few = steps[:7]
-    extra = error(*(torch.stack([r.batch(s)[0] for s in few]) for r in (references, expected)))
+    found = error(*(torch.stack([r.batch(s)[0] for s in few]) for r in (references, expected)))
 
     def call() -> None:
         for s in steps:
@@ -73,42 +76,45 @@ def test_loader(row, files, sources, subject, who):
 
     call()
     crops = len(steps) * references.views
-    extra["cpu_ms_per_crop"] = 1e3 * cpu_seconds(call) / crops
+    extra = {"cpu_ms_per_crop": 1e3 * cpu_seconds(call) / crops}
     images = len(steps) * references.references
     read = 0 if cache else references.references * sum(map(os.path.getsize, files))  # each is read so often, about
     extra["moved"] = read + crops * 3 * references.crop**2
-    row(call, section="loader", subject=subject, row=who, images=images, seconds=1.0, most=8, **extra)
+    row(call, section="loader", subject=subject, row=who, error=found, images=images, seconds=1.0, most=8, **extra)
 
 
 def _list(source: PhotoList) -> str:
     return os.path.join(source.root, "photos.txt")
 
 
+def pillow_decode(path: str) -> torch.Tensor:
+    """-> [3, H, W] uint8, a view."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
 @pytest.mark.parametrize("who", DECODERS)
 def test_decoding(row, files, subject, who):
     """The ceiling: photographs decoded, nothing more."""
-    if who == "read_photo":
-        decode = read_photo
-    elif who == "Pillow decode":
-        Image = peers.need("PIL.Image")
-
-        def decode(path: str) -> None:
-            with Image.open(path) as image:
-                image.convert("RGB").load()
-
-    else:
+    decode = read_photo
+    if who == "torchvision decode":
         try:
-            decode = peers.need("torchvision.io").decode_image
-            decode(files[0], mode="RGB")
+            decode = functools.partial(peers.need("torchvision.io").decode_image, mode="RGB")
+            decode(files[0])
         except (peers.Missing, RuntimeError, AttributeError) as missing:
             pytest.skip(f"torchvision decodes nothing here: {missing}")
+    elif who == "Pillow decode":
+        decode = pillow_decode
 
     def call() -> None:
         for file in files:
             decode(file)
 
     call()
+    found = IS_REFERENCE
+    if who != "Pillow decode":
+        found = errors(map(decode, files), map(pillow_decode, files))
     # a photograph decoded once gives two crops
     extra = {"cpu_ms_per_crop": 1e3 * cpu_seconds(call) / (2 * len(files))}
     extra["moved"] = sum(os.path.getsize(file) + read_photo(file).numel() for file in files)
-    row(call, section="loader", subject=subject, row=who, images=len(files), seconds=1.0, most=8, **extra)
+    row(call, section="loader", subject=subject, row=who, error=found, images=len(files), seconds=1.0, most=8, **extra)

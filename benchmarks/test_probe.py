@@ -12,7 +12,7 @@ import numpy as np
 import peers
 import pytest
 import torch
-from measure import error, operations, size_of
+from measure import IS_REFERENCE, error, errors, operations, size_of
 
 from shamisa import metrics, ridge
 from shamisa.features import Extractor
@@ -39,14 +39,13 @@ def test_ridge(row, benchmark, subject, who):
         found = [Ridge(alpha=a).fit(train.double().numpy(), y[:n]).predict(val.double().numpy()) for a in alphas]
         return np.stack(found, 1), int(np.argmax([metrics.srcc(p, y[n:]) for p in found]))
 
-    if who == "scikit-learn loop":
-        call, extra = loop, {}
-    else:
+    call, found = loop, IS_REFERENCE
+    if who != "scikit-learn loop":
         call = lambda: ridge.select(train, y[:n], val, y[n:])  # noqa: E731
         few = ridge.ALPHAS[::33]
-        extra = error(ridge.fit_path(train, y[:n], few).predict(val), torch.from_numpy(loop(few)[0]))
-    extra |= {"moved": size_of(X)}
-    row(call, section="probe", subject=f"ridge, {subject}, 100 strengths", row=who, seconds=1.0, most=8, **extra)
+        found = error(ridge.fit_path(train, y[:n], few).predict(val), torch.from_numpy(loop(few)[0]))
+    kind = {"section": "probe", "subject": f"ridge, {subject}, 100 strengths", "row": who}
+    row(call, **kind, error=found, moved=size_of(X), seconds=1.0, most=8)
 
 
 def problem(n, F, splits):
@@ -74,14 +73,20 @@ def test_ridge_search(row, benchmark, who):
     """The whole search: 100 strengths x 10 splits; the same choice in every split."""
     X, y, splits = problem(400, 128, 10)
 
-    def ours():
-        return [ridge.select(X[t], y[t], X[v], y[v])[0].alpha.item() for t, v in splits]
+    def ours():  # -> per split the strength that was chosen and the SRCC of all
+        found = [ridge.select(X[t], y[t], X[v], y[v]) for t, v in splits]
+        return [(model.alpha.item(), torch.as_tensor(srcc)) for model, srcc in found]
 
     def loop():
-        return [ridge.ALPHAS[np.argmax(loop_over_sklearn(X, y, t, v, ridge.ALPHAS)[0])] for t, v in splits]
+        found = [loop_over_sklearn(X, y, t, v, ridge.ALPHAS)[0] for t, v in splits]
+        return [(ridge.ALPHAS[np.argmax(srcc)], torch.from_numpy(srcc)) for srcc in found]
 
+    wrong = IS_REFERENCE
     try:
-        assert who != "shamisa.ridge" or ours() == loop()
+        if who == "shamisa.ridge":
+            (strengths, srcc), (wanted, wanted_srcc) = zip(*ours(), strict=True), zip(*loop(), strict=True)
+            assert strengths == wanted
+            wrong = errors(srcc, wanted_srcc)
     except peers.Missing as missing:
         pytest.skip(str(missing))
     subject = "ridge search, 400 x 128, 100 strengths x 10 splits"
@@ -90,6 +95,7 @@ def test_ridge_search(row, benchmark, who):
         section="probe",
         subject=subject,
         row=who,
+        error=wrong,
         moved=size_of(X),
         seconds=1.0,
         least=1,
@@ -133,5 +139,8 @@ def test_features(row, photos, who, batch):
     extractor = Extractor(Encoder("shamisa/small", "none"), crop=96, batch=batch)
     subject = "features, shamisa/small, 10 crops of 96 px"
     call = lambda: extractor(list(photos))  # noqa: E731
+    found = IS_REFERENCE  # of the two
+    if batch > 1:
+        found = error(call(), Extractor(extractor.encoder, crop=96, batch=1)(list(photos)))
     work = {"flops": operations(call), "images": len(photos)}
-    row(call, section="probe", subject=subject, row=who, seconds=0.5, **work)
+    row(call, section="probe", subject=subject, row=who, error=found, seconds=0.5, **work)

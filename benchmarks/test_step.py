@@ -8,10 +8,10 @@ import statistics
 import measure
 import pytest
 import torch
-from measure import DEVICES, backend_context
+from measure import DEVICES, IS_REFERENCE, backend_context, error
 
 from shamisa import ops, profiling
-from shamisa.config import DEMO, PAPER
+from shamisa.config import DEMO, PAPER, Config
 from shamisa.train import Trainer
 
 CASES = [
@@ -26,6 +26,24 @@ CASES = [
 STEPS = 4  # in a call, the same ones in every row: what a plan costs differs from step to step
 
 
+def config_of(subject: str, device: str, backend: str) -> Config:
+    if device == "cpu":
+        return dataclasses.replace(DEMO, backend=backend, device="cpu", demo=False)
+    size = 16 if "2016" in subject else 2
+    return dataclasses.replace(
+        PAPER, refs="embedded", init="none", batch=size, backend=backend, device="cuda", workers=0
+    )
+
+
+def losses(config: Config, backend: str) -> torch.Tensor:
+    """Totals of the first steps of a training from the beginning [STEPS]."""
+    trainer = Trainer(config, quiet=True)
+    crops, _ = trainer.references.batch(0)
+    watch = profiling.Stopwatch(trainer.device)
+    with backend_context(backend):
+        return torch.tensor([trainer.train_step(crops, watch)["loss"]["total"] for _ in range(STEPS)])
+
+
 @pytest.mark.parametrize("subject, device, who, count", [c for c in CASES if c[1] in DEVICES])
 def test_step(row, benchmark, subject, device, who, count):
     """Plan, distortions, encoder, loss, backward and optimizer; the crops are there already."""
@@ -34,14 +52,14 @@ def test_step(row, benchmark, subject, device, who, count):
     if count == 1 and who.endswith("all threads"):
         pytest.skip("one core")
     backend = who.partition(",")[0]
-    if device == "cpu":
-        config = dataclasses.replace(DEMO, backend=backend, device="cpu", demo=False)
-    else:
-        size = 16 if "2016" in subject else 2
-        config = dataclasses.replace(
-            PAPER, refs="embedded", init="none", batch=size, backend=backend, device="cuda", workers=0
-        )
+    config = config_of(subject, device, backend)
     with measure.threads(count):
+        found = IS_REFERENCE
+        if "2016" in subject:
+            found = "minutes of the reference"
+        elif who != "reference":
+            wanted = losses(config_of(subject, device, "reference"), "reference")
+            found = error(losses(config, backend), wanted) | {"error_of": "loss"}
         trainer = Trainer(config, quiet=True)
         crops, _ = trainer.references.batch(0)
         watch, splits = profiling.Stopwatch(trainer.device), []
@@ -58,7 +76,7 @@ def test_step(row, benchmark, subject, device, who, count):
             steps()
         except torch.cuda.OutOfMemoryError as full:
             pytest.skip(f"too large for this GPU: {full}")
-        work = {"flops": measure.operations(steps)} if config.precision != "bf16" and device == "cpu" else {}
+        flops = measure.operations(steps)
         splits.clear()
         row(
             steps,
@@ -66,11 +84,13 @@ def test_step(row, benchmark, subject, device, who, count):
             subject=subject,
             row=who,
             device=device,
+            error=found,
             images=STEPS * trainer.images(),
             steps=STEPS,
             seconds=5.0 if backend == "native" else 15.0,
             least=5 if backend == "native" else 3,
-            **work,
+            flops=flops,
+            dtype="float32" if device == "cpu" else "bfloat16",  # of the encoder, where the operations are
         )
     if benchmark.enabled:
         measured = splits[STEPS:] or splits
