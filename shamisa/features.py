@@ -38,6 +38,12 @@ def by_crop(h: Tensor) -> Tensor:
     return h.view(-1, SCALES, CROPS, h.shape[1]).transpose(1, 2).flatten(2)
 
 
+def photographs_per_call(batch: int | None, device: torch.device) -> int:
+    """The number given, or by default 1 on a CPU, where the activations of more leave the caches and cost page faults (up to
+    twice the time was measured), and 8 elsewhere; ValueError below 1."""
+    return at_least("batch", batch, 1) if batch is not None else 1 if device.type == "cpu" else 8
+
+
 def hash_encoder(encoder: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of all weights and buffers, and the network's name if it has one."""
     digest = hashlib.sha256(str(getattr(encoder, "name", "")).encode())
@@ -89,7 +95,7 @@ class Extractor:
         encoder: normalised images [N, 3, crop, crop] -> h [N, F]; moved to ``device`` and set to eval mode.
         crop: side of the crops, pixels.
         device: where the encoder runs.
-        batch: photographs per call of the encoder; each is ten crops.
+        batch: photographs per call of the encoder; each is ten crops. None: see ``photographs_per_call``.
         workers: threads that decode. The photographs being decoded have at most ``PIXELS_TOGETHER`` pixels together, 7
             to 14 bytes each (alpha takes the most), so memory is bounded by them and twice ``batch`` sets of crops,
             whatever the number of files, their sizes and the number of workers.
@@ -103,13 +109,14 @@ class Extractor:
         *,
         crop: int = 224,
         device: torch.device | str = "cpu",
-        batch: int = 8,
+        batch: int | None = None,
         workers: int = 2,
         cache: str | os.PathLike | None = None,
     ) -> None:
-        for name, given in (("crop", crop), ("batch", batch), ("workers", workers)):
+        for name, given in (("crop", crop), ("workers", workers)):
             at_least(name, given, 1)
         self.device = torch.device(device)
+        batch = photographs_per_call(batch, self.device)
         self.encoder = encoder.eval().to(self.device)
         self.crop, self.batch, self.workers = crop, batch, workers
         self.hash = hash_encoder(encoder)

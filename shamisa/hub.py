@@ -37,7 +37,7 @@ class QualityModel(
         batch, autocast: see ``QualityNet``.
     """
 
-    def __init__(self, encoder: str, about: dict, batch: int = 8, autocast: bool = False) -> None:
+    def __init__(self, encoder: str, about: dict, batch: int | None = None, autocast: bool = False) -> None:
         with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced
             network = Encoder(encoder)
         zeros = torch.zeros(2 * network.feature_dim + 1, dtype=torch.float64)

@@ -109,7 +109,9 @@ def make_parser() -> argparse.ArgumentParser:
     split.add_argument("--seed", type=int, default=0, help="of the splits and of untrained weights [0]")
     work = parser.add_argument_group("work")
     work.add_argument("--crop", type=int, default=224, help="side of the crops, pixels [224]")
-    work.add_argument("--batch", type=int, default=8, help="photographs per call of the encoder, ten crops each [8]")
+    work.add_argument(
+        "--batch", type=int, help="photographs per call of the encoder, ten crops each [1 on a CPU, 8 on a GPU]"
+    )
     work.add_argument("--workers", type=int, default=2, help="threads that decode photographs [2]")
     work.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N [auto]")
     work.add_argument("--cache", metavar="DIR", help="keep features here, by the hashes of encoder and file [none]")

@@ -17,7 +17,11 @@ class SHAMISA(nn.Module):
     """A pyiqa architecture: images [N, 3, H, W] in 0..1 -> quality [N, 1] in 0..1, higher is better; no gradient."""
 
     def __init__(
-        self, checkpoint: str | os.PathLike, regressor: str | os.PathLike, batch: int = 8, autocast: bool = False
+        self,
+        checkpoint: str | os.PathLike,
+        regressor: str | os.PathLike,
+        batch: int | None = None,
+        autocast: bool = False,
     ) -> None:
         super().__init__()
         self.net = load_quality_net(checkpoint, regressor, batch=batch, autocast=autocast)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .crops import ten_crops, views
-from .data.decode import at_least
 from .engine import IMAGENET_MEAN, IMAGENET_STD
-from .features import by_crop
+from .features import by_crop, photographs_per_call
 from .ops import has_kernel
 from .ridge import Regressor
 
@@ -54,7 +53,7 @@ class QualityNet(nn.Module):
     Args:
         encoder: normalised images [N, 3, crop, crop] -> h [N, F]; in eval mode from here on.
         regressor: fitted on features of this encoder.
-        batch: images at a time; each is ten crops.
+        batch: images at a time; each is ten crops. None: see ``features.photographs_per_call``.
         autocast: the encoder runs in the lower precision that ``torch.autocast`` chooses for its device.
     """
 
@@ -63,12 +62,15 @@ class QualityNet(nn.Module):
     mean: Tensor  # [3, 1, 1] float32
     std: Tensor  # [3, 1, 1] float32
 
-    def __init__(self, encoder: nn.Module, regressor: Regressor, *, batch: int = 8, autocast: bool = False) -> None:
+    def __init__(
+        self, encoder: nn.Module, regressor: Regressor, *, batch: int | None = None, autocast: bool = False
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         # what is exported or published names no path of this machine
         self.about = {k: v for k, v in regressor.about.items() if k != "checkpoint"}
-        self.crop, self.batch, self.autocast = regressor.about["crop"], at_least("batch", batch, 1), autocast
+        photographs_per_call(batch, torch.device("cpu"))  # its error
+        self.crop, self.batch, self.autocast = regressor.about["crop"], batch, autocast
         self.register_buffer("coef", regressor.coef.clone())
         self.register_buffer("intercept", regressor.intercept.clone())
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
@@ -115,7 +117,8 @@ class QualityNet(nn.Module):
         """Images [N, 3, H, W], uint8 or floating 0..1 (or normalised), any device -> scores [N] float32; no gradient."""
         images = self.levels(images, normalized)
         with torch.no_grad():
-            return torch.cat([self.predict(self.crops(part))[0] for part in images.split(self.batch)])
+            parts = images.split(photographs_per_call(self.batch, images.device))
+            return torch.cat([self.predict(self.crops(part))[0] for part in parts])
 
 
 def load_quality_net(
@@ -123,7 +126,7 @@ def load_quality_net(
     regressor: str | os.PathLike,
     *,
     device: str = "cpu",
-    batch: int = 8,
+    batch: int | None = None,
     autocast: bool = False,
 ) -> QualityNet:
     """The module of a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""

@@ -91,7 +91,7 @@ def load_scorer(
     regressor: str | os.PathLike,
     *,
     device: str = "auto",
-    batch: int = 8,
+    batch: int | None = None,
     workers: int = 2,
 ) -> Scorer:
     """Open a trained encoder and its regressor, to score images.
@@ -100,7 +100,7 @@ def load_scorer(
         checkpoint: folder of a run, or of one checkpoint, of ``shamisa.train``.
         regressor: ``regressor.safetensors`` written by ``shamisa.probe`` for that encoder.
         device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        batch: images whose crops go through the encoder together.
+        batch: images whose crops go through the encoder together [1 on a CPU, 8 on a GPU].
         workers: threads that decode files, for ``Scorer.stream``.
 
     Returns:
@@ -203,7 +203,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the table: what has a row is not scored again"
     )
-    parser.add_argument("--batch", type=int, default=8, help="photographs per call of the encoder, ten crops each [8]")
+    parser.add_argument(
+        "--batch", type=int, help="photographs per call of the encoder, ten crops each [1 on a CPU, 8 on a GPU]"
+    )
     parser.add_argument(
         "--workers", type=int, default=2, help="threads that decode, together at most 100 megapixels at a time [2]"
     )

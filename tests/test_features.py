@@ -151,3 +151,12 @@ def test_full_reference_is_the_absolute_difference(files):
     assert_close(found.values, torch.stack(expected).abs())
     with pytest.raises(ValueError, match="one for each of 5 paths, got 2"):
         features.extract_difference(extractor, paths, references[:2])
+
+
+def test_photographs_per_call_by_device():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 1)
+    assert [features.photographs_per_call(None, d) for d in (cpu, cuda)] == [1, 8]
+    assert [features.photographs_per_call(3, d) for d in (cpu, cuda)] == [3, 3]
+    assert features.Extractor(Means(), crop=16).batch == 1
+    with pytest.raises(ValueError, match="batch must be an integer of at least 1, got 0"):
+        features.photographs_per_call(0, cpu)
