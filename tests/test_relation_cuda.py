@@ -6,6 +6,7 @@ of ``tests/native``, as ``torch.ops.shamisa_emulated``; sizes are small because 
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import functools
 import hashlib
@@ -31,8 +32,9 @@ from shamisa.reference import relations as reference
 ROOT = Path(__file__).parents[1]
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 # as in setup.py, but quick to compile: the fibers cost more than the arithmetic
-FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-g0", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
+FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
 FLAGS += ["-Wall", "-Wextra", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+RACES = os.environ.get("SHAMISA_RACES") == "1"  # slower: every access to memory is judged, see tests/native/races.cpp
 SOURCES = sorted(p for p in (ROOT / "csrc/cuda").glob("*.cu") if p.name != "distort.cu")
 REPEATS = 2
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11, torch.bfloat16: 1e-2}
@@ -41,12 +43,18 @@ Case = tuple[str, tuple]  # op, arguments
 
 
 # ---- the emulated library --------------------------------------------------------------------------------------------
+def compile_(*arguments: str) -> None:
+    done = subprocess.run([*COMPILER, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join((*COMPILER, *arguments))}\n{done.stderr}"
+
+
 def build(source: Path) -> Path:
     """The emulated library of one .cu file, compiled once for these sources, flags and torch."""
     from torch.utils.cpp_extension import include_paths, library_paths
 
     headers = [*(ROOT / "csrc").glob("*/*.h"), *(ROOT / "csrc").glob("*/*.cuh"), ROOT / "tests/native/emulator.h"]
-    state = hashlib.sha256(repr((COMPILER, FLAGS, torch.__version__, torch.__file__)).encode())
+    headers += (ROOT / "tests/native").glob("races.*")
+    state = hashlib.sha256(repr((COMPILER, FLAGS, RACES, torch.__version__, torch.__file__)).encode())
     for path in (source, *sorted(headers)):
         state.update(path.name.encode() + path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"shamisa-emulated-{os.getuid()}"
@@ -58,11 +66,22 @@ def build(source: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers of pytest-xdist wait for the first
         if not library.exists():
             made = library.with_suffix(".part")
-            command = [*COMPILER, *FLAGS, "-include", str(ROOT / "tests/native/emulator.h"), str(source)]
-            command += [f"-isystem{p}" for p in include_paths()]
-            command += [f"-L{p}" for p in library_paths()] + ["-lc10", "-ltorch_cpu", "-ltorch", "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+            objects = [made.with_suffix(".o")]
+            flags = [
+                *FLAGS,
+                "-include",
+                str(ROOT / "tests/native/emulator.h"),
+                *(f"-isystem{p}" for p in include_paths()),
+            ]
+            if RACES:
+                objects.append(made.with_suffix(".races.o"))
+                flags += ["-fsanitize=thread", "-DSHAMISA_RACES"]
+                compile_(*FLAGS, "-O2", "-c", str(ROOT / "tests/native/races.cpp"), "-o", str(objects[1]))
+            compile_(*flags, "-c", str(source), "-o", str(objects[0]))
+            libraries = [*(f"-L{p}" for p in library_paths()), "-lc10", "-ltorch_cpu", "-ltorch"]
+            compile_("-shared", *map(str, objects), *libraries, "-o", str(made))
+            for path in objects:
+                path.unlink()
             made.rename(library)
     return library
 
@@ -73,10 +92,25 @@ def emulated_ops() -> Callable:
     for name in ops.TABLE:
         table.define(str(getattr(torch.ops.shamisa, name).default._schema).removeprefix("shamisa::"))
     KEPT.append(table)
+    loaded = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for library in list(pool.map(build, SOURCES)):
             torch.ops.load_library(library)
-    return lambda name: getattr(torch.ops.shamisa_emulated, name)
+            loaded.append(ctypes.CDLL(str(library)))
+
+    def races() -> list[int]:  # so far; standard error says where they are
+        return [library.shamisa_races() for library in loaded] if RACES else []
+
+    def watched(name: str) -> Callable:
+        def call(*arguments):
+            before = races()
+            out = getattr(torch.ops.shamisa_emulated, name)(*arguments)
+            assert races() == before, f"{name} has threads that touch the same memory without an order"
+            return out
+
+        return call
+
+    return watched
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ using torch::stable::Tensor;
 static Tensor distort(Tensor source, Tensor index, Tensor opcode, Tensor value, Tensor key,
                       std::optional<std::vector<double>> mean, std::optional<std::vector<double>> std,
                       torch::headeronly::ScalarType dtype, bool channels_last) {
+  STD_TORCH_CHECK(source.is_cuda(), "index, opcode, value and key must be on the device of source");
   const int device = source.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
   BatchTensors tensors(source, index, opcode, value, key, mean, std, dtype, channels_last);
@@ -28,12 +29,14 @@ static Tensor distort(Tensor source, Tensor index, Tensor opcode, Tensor value, 
     const int64_t bytes = distort_bytes(batch.H, batch.W);
     const int64_t blocks = distort_blocks(batch.N, (int64_t)processors * std::max(resident, 1), bytes);
     // freed when this function returns; the caching allocator reuses it in the order of the stream
-    const Tensor memory =
-        torch::stable::empty({blocks * bytes}, torch::headeronly::ScalarType::Byte, std::nullopt, source.device());
+    const Tensor memory = torch::stable::empty({blocks * bytes + (int64_t)sizeof(unsigned long long)},
+                                               torch::headeronly::ScalarType::Byte, std::nullopt, source.device());
+    unsigned char* const rooms = (unsigned char*)memory.data_ptr();
+    unsigned long long* const taken = (unsigned long long*)(rooms + blocks * bytes);
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-    SHAMISA_LAUNCH(distort_images, (unsigned)blocks, DistortLaunch::threads, (cudaStream_t)stream, batch,
-                   (unsigned char*)memory.data_ptr(), bytes);
+    STD_CUDA_CHECK(cudaMemsetAsync(taken, 0, sizeof(*taken), (cudaStream_t)stream));
+    SHAMISA_LAUNCH(distort_images, (unsigned)blocks, DistortLaunch::threads, (cudaStream_t)stream, batch, rooms, bytes, taken);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   return tensors.out();

@@ -14,9 +14,11 @@ struct DistortLaunch {
 };
 
 // grid: at most N; block: DistortLaunch::threads; shared: small_bytes + reductions, static. One block per image at a time;
-// block k works on images k, k + gridDim, ... in its own [bytes] of memory. Reads each source once, writes each output once.
+// block k begins with image k and then takes the next that nobody has, because some chains take many times as long as others,
+// in its own [bytes] of memory. taken: of images beyond the first gridDim, 0 at the start. Reads each source once, writes each
+// output once.
 __global__ void __launch_bounds__(DistortLaunch::threads, DistortLaunch::blocks_per_sm)
-    distort_images(const __grid_constant__ Batch batch, unsigned char* memory, int64_t bytes) {
+    distort_images(const __grid_constant__ Batch batch, unsigned char* memory, int64_t bytes, unsigned long long* taken) {
   __shared__ int64_t n;  // see team.h on registers
   if (threadIdx.x == 0) n = blockIdx.x;
   __syncthreads();
@@ -24,7 +26,7 @@ __global__ void __launch_bounds__(DistortLaunch::threads, DistortLaunch::blocks_
     BlockTeam team;
     run_chain(team, batch, n, memory + (int64_t)blockIdx.x * bytes);
     __syncthreads();
-    if (threadIdx.x == 0) n += gridDim.x;
+    if (threadIdx.x == 0) n = (int64_t)(gridDim.x + atomicAdd(taken, 1ull));
     __syncthreads();
   }
 }

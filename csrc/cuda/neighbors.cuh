@@ -376,6 +376,7 @@ struct RowOfCandidates {
       }
       if (!any) continue;
       squared_distances<T, T, W>(row(i), other, g.F, sum);
+      __syncwarp();  // all lanes have read what is written now
       SHAMISA_UNROLL
       for (int u = 0; u < together; ++u)
         if (lane_of_warp() == u && want[u]) squared[c + u] = (double)sum[u];

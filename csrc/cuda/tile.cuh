@@ -140,6 +140,7 @@ SHAMISA_DEVICE bool last_block(unsigned* finished, int* flag) {
   __syncthreads();
   if (threadIdx.x == 0) {
     *flag = atomicAdd(finished, 1u) == gridDim.x - 1;
+    __threadfence();  // what comes after the count stays after it
     if (*flag) *finished = 0;
   }
   __syncthreads();

@@ -195,6 +195,7 @@ SHAMISA_DEVICE void advance_cut(const TransportArrays& g, int group, int level) 
   const Cut cut = g.cut[group];
   const unsigned long long wanted = level == 0 ? (unsigned long long)g.edges : cut.ties;
   const Digit digit = find_digit(n, wanted);
+  __syncwarp();  // all lanes have read the cut
   if (lane_of_warp() == 0) {
     const uint32_t key = level == 0 ? 0u : cut.key;
     g.cut[group] = {key | digit.value << (24 - 8 * level), (uint32_t)(wanted - digit.before)};

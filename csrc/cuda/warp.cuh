@@ -84,10 +84,7 @@ SHAMISA_DEVICE void copy_async(void* to, const void* from, bool real) {
   using Piece = Vector<unsigned, bytes / 4>;
   *(Piece*)to = real ? *(const Piece*)from : Piece{};
 #else
-  if (real)
-    __builtin_memcpy(to, from, bytes);
-  else
-    __builtin_memset(to, 0, bytes);
+  for (int i = 0; i < bytes; ++i) ((unsigned char*)to)[i] = real ? ((const unsigned char*)from)[i] : 0;
 #endif
 }
 SHAMISA_DEVICE void copy_commit() {

@@ -18,6 +18,9 @@ inline int checks = 0, failures = 0;
   } while (0)
 
 inline int report(const char* name) {
+#if defined(SHAMISA_RACES)
+  CHECK(races::count() == 0, "%zu pairs of accesses without an order", races::count());
+#endif
   std::printf("%s: %d checks, %d failed\n", name, checks, failures);
   return failures != 0 || checks == 0;
 }

@@ -3,8 +3,9 @@
 // A thread of a block is a fiber (ucontext); blocks run one after another. Fibers run until they come to __syncthreads,
 // __syncwarp or a shuffle, where they wait for the threads that must also come there. Blocks, warps and lanes take their turns
 // forwards in some launches and backwards in others: a result that depends on their order differs from run to run. A
-// __shared__ variable is static, so it holds what the block before left there. What this cannot show: races between blocks or
-// within a phase, memory models, launch limits, speed. A barrier that some threads never reach is reported.
+// __shared__ variable is static, so it holds what the block before left there. A barrier that some threads never reach is
+// reported. Compiled with -fsanitize=thread -DSHAMISA_RACES and linked with races.cpp, so are accesses to memory that nothing
+// orders, between threads, warps and blocks. What this cannot show: masks of part of a warp, launch limits, speed.
 //
 // Include this first: it must come before any header of the C library.
 #pragma once
@@ -22,6 +23,13 @@
 #include <functional>
 #include <memory>
 #include <vector>
+
+#if defined(SHAMISA_RACES)
+#include "races.h"
+#define SHAMISA_TELL(call) races::call
+#else
+#define SHAMISA_TELL(call) (void)0
+#endif
 
 #define SHAMISA_EMULATE
 #define __global__ static
@@ -123,7 +131,9 @@ inline void resume(unsigned thread) {
   machine.current = thread;
   threadIdx.x = thread;
   fiber.state = ready;
+  SHAMISA_TELL(enter(thread, fiber.stack.get(), stack_bytes));
   enter(fiber);
+  SHAMISA_TELL(leave());
 }
 
 [[noreturn]] inline void stuck(const char* what) {
@@ -184,9 +194,14 @@ void launch(F body, dim3 blocks, unsigned threads) {
   machine.chance = machine.chance * 1664525u + 1013904223u;
   machine.backwards = machine.chance >> 31;
   const uint64_t count = (uint64_t)blocks.x * blocks.y * blocks.z;
+  SHAMISA_TELL(launch());
+  SHAMISA_TELL(ignore(&machine, sizeof(machine)));
+  SHAMISA_TELL(ignore(machine.fibers.data(), machine.fibers.size() * sizeof(Fiber)));
+  for (const dim3* words : {&threadIdx, &blockIdx, &blockDim, &gridDim}) SHAMISA_TELL(ignore(words, sizeof(dim3))), (void)words;
   for (uint64_t b = 0; b < count; ++b) {
     const uint64_t at = machine.backwards ? count - 1 - b : b;
     blockIdx = dim3((unsigned)(at % blocks.x), (unsigned)(at / blocks.x % blocks.y), (unsigned)(at / blocks.x / blocks.y));
+    SHAMISA_TELL(block((uint32_t)at));
     run_block(threads);
   }
 }
@@ -213,8 +228,15 @@ T exchange(T value, unsigned from) {
 
 }  // namespace emulator
 
-inline void __syncthreads() { emulator::leave(emulator::at_block_barrier); }
-inline void __syncwarp(unsigned = 0xffffffffu) { emulator::leave(emulator::at_warp_barrier); }
+// (a shuffle or a vote makes the threads meet too, but orders no memory)
+inline void __syncthreads() {
+  SHAMISA_TELL(barrier(true));
+  emulator::leave(emulator::at_block_barrier);
+}
+inline void __syncwarp(unsigned = 0xffffffffu) {
+  SHAMISA_TELL(barrier(false));
+  emulator::leave(emulator::at_warp_barrier);
+}
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return emulator::exchange(value, (threadIdx.x & 31) ^ (unsigned)mask);
@@ -246,35 +268,46 @@ inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 inline int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+namespace emulator {
+struct Atomic {  // while it lives, one atomic operation
+  Atomic() { SHAMISA_TELL(set_atomic(true)); }
+  ~Atomic() { SHAMISA_TELL(set_atomic(false)); }
+};
+}  // namespace emulator
 template <class T>
 T atomicAdd(T* cell, T n) {
+  const emulator::Atomic whole;
   const T before = *cell;
   *cell += n;
   return before;
 }
 template <class T>
 T atomicMax(T* cell, T n) {
+  const emulator::Atomic whole;
   const T before = *cell;
   if (before < n) *cell = n;
   return before;
 }
 template <class T>
 T atomicMin(T* cell, T n) {
+  const emulator::Atomic whole;
   const T before = *cell;
   if (n < before) *cell = n;
   return before;
 }
 template <class T>
 T atomicCAS(T* cell, T expected, T value) {
+  const emulator::Atomic whole;
   const T before = *cell;
   if (before == expected) *cell = value;
   return before;
 }
 template <class T>
 T atomicOr(T* cell, T n) {
+  const emulator::Atomic whole;
   const T before = *cell;
   *cell |= n;
   return before;
 }
 inline void __threadfence_block() {}
-inline void __threadfence() {}
+inline void __threadfence() { SHAMISA_TELL(fence()); }

@@ -22,10 +22,11 @@ static std::vector<float> run_kernel(const BatchCase& c, unsigned blocks, unsign
   DeviceMemory key(c.key.size() * 8, c.key.data()), result(out.size() * 4, out.data());
   const int64_t bytes = distort_bytes(c.H, c.W);
   DeviceMemory memory((size_t)bytes * blocks, nullptr);
+  const DeviceArray<unsigned long long> taken(1, 0);
   Batch batch = c.batch((float*)result.p);
   batch.source = source.p, batch.index = (const int64_t*)index.p, batch.opcode = (const int64_t*)opcode.p;
   batch.value = (const float*)value.p, batch.key = (const int64_t*)key.p;
-  SHAMISA_LAUNCH(distort_images, blocks, threads, 0, batch, (unsigned char*)memory.p, bytes);
+  SHAMISA_LAUNCH(distort_images, blocks, threads, 0, batch, (unsigned char*)memory.p, bytes, taken.data());
   const char* error = failure();
   CHECK(error == nullptr, "%s", error);
   fetch(out.data(), result, out.size() * 4);
