@@ -82,7 +82,10 @@ def _check(
     if trainer.step > trainer.steps:
         raise ValueError(f"steps must be at least the {trainer.step} that {resume} has done, got {trainer.steps}")
     if run.status()["status"] == "finished" and trainer.step == trainer.steps:
-        raise ValueError(f"resume must be a run with steps to do, got {resume}, which finished all {trainer.steps}")
+        more = "" if config.schedule == "cosine" else "; --steps N goes on to step N"
+        raise ValueError(
+            f"resume must be a run with steps to do, got {resume}, which finished all {trainer.steps}{more}"
+        )
     return trainer, run
 
 
@@ -185,6 +188,8 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
     plots.embedding_figures(records, figures, run.path / "embeddings.png")
     if not trainer.quiet and records:
         print(time_table(records))
+    if skipped := run.count_skipped():
+        print(f"photographs that could not be used: {skipped}, see {run.path / 'skipped.jsonl'}", file=sys.stderr)
     if config.demo:
         untrained = Learner(config).encoder.to(trainer.device)
         least = max(row.min_size for row in DISTORTIONS.values())

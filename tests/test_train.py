@@ -467,7 +467,7 @@ def test_full_disk_keeps_the_last_checkpoint(error, photos, tmp_path, monkeypatc
     assert status == "finished"
 
 
-def test_unreadable_photographs_are_named(photos, tmp_path):
+def test_unreadable_photographs_are_named(photos, tmp_path, capsys):
     folder = tmp_path / "photos"
     folder.mkdir()
     for file in photos.iterdir():
@@ -476,6 +476,7 @@ def test_unreadable_photographs_are_named(photos, tmp_path):
     _, run, _ = run_once(tiny(folder), tmp_path / "run")
     skipped = [json.loads(line) for line in (run.path / "skipped.jsonl").read_text().splitlines()]
     assert [s["name"] for s in skipped] == ["broken.png"] and skipped[0]["reason"]
+    assert f"photographs that could not be used: 1, see {run.path / 'skipped.jsonl'}" in capsys.readouterr().err
 
 
 def test_too_many_unreadable_photographs_fail_the_run(photos, tmp_path):
