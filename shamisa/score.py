@@ -1,8 +1,9 @@
-"""Score photographs: a number in 0..1 for each, higher is better.
+"""Score photographs: one number in 0..1 for each, higher is better.
 
-PATHS are photographs, folders (searched through), patterns with * or **, and .txt lists of one path per line. The table
-has a row for each: file, score, raw (on the scale of the regressor's training labels), error. Photographs that cannot be
-read have an error instead of scores. Exit status: 0 all scored, 1 some could not be read, 2 bad input (nothing done).
+PATHS are photographs, folders (searched recursively), patterns with * or **, and .txt lists of one path per line. The table
+has one row per photograph: file, score, raw (the score on the scale of the regressor's training labels), error. Photographs
+that cannot be read have an error and no scores. Exit status: 0 all scored, 1 some could not be read, 2 bad input (nothing
+done).
 """
 
 from __future__ import annotations
@@ -197,15 +198,24 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="photographs, folders, patterns, .txt lists")
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="as in python -m shamisa.probe")
-    parser.add_argument("--regressor", required=True, metavar="FILE", help="regressor.safetensors written by the probe")
-    parser.add_argument("--out", default="scores.csv", metavar="FILE", help="the table, .csv or .jsonl [scores.csv]")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the table: what has a row is not scored again"
+        "--checkpoint",
+        required=True,
+        metavar="RUN",
+        help="run folder, or whatever else the probe accepts as --checkpoint",
     )
-    parser.add_argument("--batch", type=int, default=8, help="photographs per call of the encoder, ten crops each [8]")
+    parser.add_argument("--regressor", required=True, metavar="FILE", help="regressor.safetensors written by the probe")
     parser.add_argument(
-        "--workers", type=int, default=2, help="threads that decode, together at most 100 megapixels at a time [2]"
+        "--out", default="scores.csv", metavar="FILE", help="table to write, .csv or .jsonl [scores.csv]"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue an existing table: photographs that have a row are not scored again",
+    )
+    parser.add_argument("--batch", type=int, default=8, help="photographs per encoder call, ten crops each [8]")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="decoding threads; together they hold at most 100 megapixels [2]"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N [auto]")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
