@@ -14,6 +14,7 @@ right result, one example after another. Severities and codes are constants: no 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -250,7 +251,7 @@ def alignment_of_assignments(
     return (slope * log_p).sum()
 
 
-def merge_graphs(graphs: list[RelationGraph], scales: list[Tensor | float] | None = None) -> RelationGraph:
+def merge_graphs(graphs: Sequence[RelationGraph], scales: Sequence[Tensor | float] | None = None) -> RelationGraph:
     """The sum of the graphs, each times its scale, restricted to i < j: each pair once, sorted by (i, j).
 
     The result has as many edges as the inputs together; those not needed are (0, 0) with weight 0.

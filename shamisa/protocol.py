@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,7 +145,7 @@ def group_table(rows: Sequence[tuple[str, list[dict]]]) -> str:
     return "\n".join(lines)
 
 
-def finite(content: object) -> object:
+def finite(content: Any) -> Any:
     """NaN -> None: JSON has no NaN."""
     if isinstance(content, dict):
         return {k: finite(v) for k, v in content.items()}
