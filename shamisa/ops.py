@@ -86,7 +86,7 @@ def _first_order(name: str, backward: Callable) -> Callable:
 
     def rule(ctx, *grads):
         if torch.is_grad_enabled():
-            raise RuntimeError(f"shamisa::{name} has first derivatives only: create_graph=True is not possible with it")
+            raise RuntimeError(f"shamisa::{name} has first derivatives only: create_graph=True is not supported")
         _refuse_tangents(f"{name}_backward", [g for g in grads if g is not None])
         return backward(ctx, *grads)
 

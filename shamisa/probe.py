@@ -172,7 +172,7 @@ def read_source(given: argparse.Namespace) -> Source:
             "give one of --labels CSV, --dataset NAME and --cross, got " + ("none" if given.labels is None else "both")
         )
     if given.dataset is not None:
-        only_for_labels(given, f"--dataset {given.dataset} knows its own")
+        only_for_labels(given, f"--dataset {given.dataset} defines them")
         if given.root is None:
             raise ValueError(f"--dataset {given.dataset} needs --root DIR, {iqa_sets.SETS[given.dataset].layout}")
         return open_set(given.dataset, given.root, given.full_reference)
@@ -204,10 +204,10 @@ def read_splits(given: argparse.Namespace, labels: Labels) -> list[Split]:
         raise ValueError(f"--splits must be at least 1, got {given.splits}")
     if given.split_files is not None:
         if given.splits is not None:
-            raise ValueError("--splits and --split-files exclude each other")
+            raise ValueError("--splits and --split-files cannot be combined")
         return splits.read_splits(given.split_files, labels)
     if given.splits is not None and labels.split is not None:
-        raise ValueError(f"--splits makes random splits, but {labels.name} has a split column: leave one of them out")
+        raise ValueError(f"--splits makes random splits, but {labels.name} has a split column: use one or the other")
     return splits.make_splits(labels, given.splits or 10, given.seed)
 
 

@@ -87,12 +87,14 @@ class Run:
         if path.is_dir() and any(path.iterdir()):
             status = read_json(path / "run.json").get("status") if (path / "run.json").is_file() else None
             holds = (
-                f"a run that is {status} (go on with --resume {path}, or choose another)" if status else "other files"
+                f"a run that is {status} (continue with --resume {path}, or choose another)"
+                if status
+                else "other files"
             )
             if status == "running":
                 lives = Run(path).lives()
                 holds = (
-                    "a run that is being trained" if lives else f"a run that was killed (go on with --resume {path})"
+                    "a run that is being trained" if lives else f"a run that was killed (continue with --resume {path})"
                 )
             raise RunError(f"out must be a new or empty folder, got {path}, which holds {holds}")
 

@@ -173,7 +173,7 @@ class Table:
         if resume and out.exists():
             if (found := read_json(beside)) != meta:
                 changed = ", ".join(k for k in meta if found.get(k) != meta[k])
-                raise ValueError(f"{out} was begun with another {changed}: it cannot be resumed")
+                raise ValueError(f"{out} was started with another {changed}: it cannot be resumed")
             rows = read_rows(out)
             self.done, self.failed = {r[0] for r in rows}, sum(r[3] is not None for r in rows)
         else:
@@ -233,7 +233,7 @@ def run(given: argparse.Namespace) -> int:
     if out.suffix not in FORMATS:
         raise ValueError(f"--out must end in {' or '.join(FORMATS)}, got {given.out!r}")
     if out.exists() and not given.resume:
-        raise ValueError(f"--out {out} exists: go on with --resume, or choose another")
+        raise ValueError(f"--out {out} exists: continue with --resume, or choose another")
     if not out.parent.is_dir():
         raise ValueError(f"--out must lie in an existing folder, got {out.parent}")
     paths, closed = gather(given.paths)
@@ -272,7 +272,7 @@ def run(given: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 all scored, 1 some could not be read, 2 bad input, 130 interrupted."""
     given = make_parser().parse_args(argv)
-    return guard("score", lambda: 1 if run(given) else 0, f"go on with --resume --out {given.out}")
+    return guard("score", lambda: 1 if run(given) else 0, f"continue with --resume --out {given.out}")
 
 
 if __name__ == "__main__":

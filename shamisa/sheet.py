@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> int:
     """Everything between the command line and the exit status."""
     if given.compose is not None and given.plan is not None:
-        raise ValueError("--compose and --plan exclude each other")
+        raise ValueError("--compose and --plan cannot be combined")
     if given.size < 1:
         raise ValueError(f"--size must be at least 1, got {given.size}")
     kinds = Image.registered_extensions()

@@ -259,7 +259,9 @@ def main(argv: list[str] | None = None) -> int:
         rank, world = launched() or (0, 1)
         speaks = rank == 0  # of several processes one prints
         if options.resume is not None and (options.preset is not None or options.out is not None or options.dry_run):
-            raise ValueError("--resume goes on with a run as it is: it excludes --preset and --out, and --dry-run")
+            raise ValueError(
+                "--resume continues a run as it is: it cannot be combined with --preset, --out or --dry-run"
+            )
         if options.profile < 0:
             raise ValueError(f"profile must be a number of steps of at least 1, got {options.profile}")
         config = read_config(options.preset, options.resume, configuration.given_fields(options), world)
@@ -288,10 +290,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # a second one, or one while the pictures are drawn
         if options.dry_run:
             return end("interrupted; nothing was written", INTERRUPTED)
-        return end(f"interrupted; last checkpoint: {last_checkpoint(run)}; go on with --resume {run.path}", INTERRUPTED)
+        return end(
+            f"interrupted; last checkpoint: {last_checkpoint(run)}; continue with --resume {run.path}", INTERRUPTED
+        )
     processes.close()
     if status == "interrupted":
-        kept = f"step {trainer.step} of {trainer.steps} is in {run.path}; go on with --resume {run.path}"
+        kept = f"step {trainer.step} of {trainer.steps} is in {run.path}; continue with --resume {run.path}"
         return end(f"interrupted; {kept}", 128 + (trainer.signal or signal.SIGTERM))
     if speaks and not options.dry_run:
         print(f"finished: {run.path}")

@@ -498,7 +498,7 @@ def test_resume_refuses_what_does_not_fit(unbroken, photos, tmp_path, capsys):
         (["--resume", str(run.path), "--lr", "1"], "lr of a resumed run must stay"),
         (["--resume", str(run.path), "--steps", "2"], "steps must be at least the 6"),
         (["--resume", str(run.path)], "which finished all 6"),
-        (["--resume", str(run.path), "--preset", "demo"], "excludes --preset and --out"),
+        (["--resume", str(run.path), "--preset", "demo"], "cannot be combined with --preset, --out"),
         (["--resume", str(tmp_path)], "must be a run folder"),
         (["--out", str(run.path), *flags(refs=str(photos), **TINY)], "holds a run that is finished"),
     ):
