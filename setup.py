@@ -86,9 +86,7 @@ def compile_kernels(folder: Path) -> list[str]:
         made = folder / f"{Path(source).stem}{suffix}.o"
         objects.append(str(made))
         if not made.exists() or made.stat().st_mtime < max(newest, Path(source).stat().st_mtime):
-            commands.append(
-                [*shlex.split(os.environ.get("CXX", "c++")), *KERNEL, *flags, "-c", source, "-o", str(made)]
-            )
+            commands.append([*COMPILER, *KERNEL, *flags, "-c", source, "-o", str(made)])
     with ThreadPoolExecutor(int(os.environ["MAX_JOBS"])) as pool:
         for _ in pool.map(lambda command: subprocess.run(command, check=True), commands):
             pass

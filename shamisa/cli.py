@@ -10,12 +10,12 @@ from importlib import import_module
 from .files import printable
 
 COMMANDS = {
-    "train": "train an encoder without labels (no arguments: the embedded demonstration)",
+    "train": "train an encoder without labels (without arguments: a short demonstration)",
     "probe": "fit a ridge regressor on frozen features and report SRCC and PLCC",
-    "score": "score photographs with a checkpoint and a regressor",
-    "export": "write encoder and regressor as one program, .onnx or .pt2",
-    "data": "check photographs, pack them into tar shards",
-    "distort": "draw the 26 x 5 sheet of a photograph, or families of compositions",
+    "score": "score photographs with a trained encoder and a regressor",
+    "export": "export encoder and regressor as one program, .onnx or .pt2",
+    "data": "check photographs, or pack them into tar shards",
+    "distort": "draw the distortions of a photograph: all 26 at 5 levels, or random compositions",
 }
 
 

@@ -56,166 +56,190 @@ class Config:
         "pristine photographs: a folder, a list file with one path per line, tar shards (a .tar, a folder of them, "
         "DIR/shard-{000000..000009}.tar, pipe:COMMAND, - for the standard input), or 'embedded'",
     )
-    reader: str = setting(
-        "pillow", "who decodes: pillow, or dali (NVIDIA DALI, on the device of the training)", choices=READERS
-    )
+    reader: str = setting("pillow", "decoder: pillow, or dali (NVIDIA DALI, on the training device)", choices=READERS)
     batch: int = setting(
         2,
-        "B, samples that a process takes at a time; each gives 6 pristine and 6 C L distorted images. A step has "
+        "B, samples per process and forward pass; each gives 6 pristine and 6 C L distorted images. A step has "
         "batch x accumulate x processes samples",
         low=1,
         high=4096,
     )
-    crop: int = setting(224, "side of the square crops, pixels", low=16, high=4096)
+    crop: int = setting(224, "side of the square crops, in pixels", low=16, high=4096)
     pad: str = setting(
         "zero",
-        "around photographs that are smaller than a crop: zeros or their mirror image",
+        "padding of photographs smaller than a crop: zeros or reflection",
         choices=("zero", "reflect"),
     )
     max_skipped: float = setting(
-        0.5, "share of the photographs that may be unreadable before the run fails", low=0, high=1
+        0.5, "fraction of the photographs that may be unreadable before the run fails", low=0, high=1
     )
     max_seconds: float = setting(
         MAX_SECONDS,
-        "seconds after which a photograph that is still being decoded counts as unreadable; 0: none",
+        "seconds that decoding one photograph may take before it counts as unreadable; 0: no limit",
         low=0,
         high=999999,
     )
-    workers: int = setting(4, "loader processes of each training process; 0 loads in it", low=0, high=256, live=True)
-    prefetch: int = setting(2, "batches that each loader process reads ahead", low=1, high=1024, live=True)
+    workers: int = setting(
+        4, "loader processes per training process; 0: load in the training process itself", low=0, high=256, live=True
+    )
+    prefetch: int = setting(2, "batches that each loader process prefetches", low=1, high=1024, live=True)
     # distortions
     compositions: int = setting(4, "C, chains of distortions drawn per sample", low=1, high=256)
-    levels: int = setting(5, "L, severities of the varying stage of each chain", low=1, high=192)
-    max_distortions: int = setting(7, "the longest chain, stages", low=1, high=7)
+    levels: int = setting(5, "L, severity levels of the stage that varies in each chain", low=1, high=192)
+    max_distortions: int = setting(7, "largest number of distortions in a chain", low=1, high=7)
     severity: str = setting("gaussian", "how severities in 0..4 are drawn", choices=("gaussian", "uniform"))
-    continuous: bool = setting(True, "continuous severities instead of the five levels of the table")
-    order: str = setting("random", "order of the stages of a chain", choices=("random", "fixed"))
+    continuous: bool = setting(True, "draw severities from the whole range 0..4 instead of the five discrete levels")
+    order: str = setting("random", "order of the distortions in a chain", choices=("random", "fixed"))
     noise: str = setting(
-        "per_level", "random realisation: one per level or one for all", choices=("per_level", "shared")
+        "per_level",
+        "random distortions: a new realisation per level, or one shared by all levels",
+        choices=("per_level", "shared"),
     )
-    rounding: str = setting("published", "which parameters are integers", choices=("published", "minimal"))
-    distortions: tuple[str, ...] = setting(
-        (), "distortions to draw from, separated by commas; none named: all 26", known=NAMES
+    rounding: str = setting(
+        "published",
+        "which distortion parameters are rounded to integers: as published, or only where the distortion needs it",
+        choices=("published", "minimal"),
     )
-    backend: str = setting("auto", "kernels of the engine", choices=("auto", "native", "reference"), live=True)
+    distortions: tuple[str, ...] = setting((), "distortions to draw from, separated by commas", known=NAMES)
+    backend: str = setting(
+        "auto",
+        "distortion kernels: compiled (native), PyTorch (reference), or compiled where available (auto)",
+        choices=("auto", "native", "reference"),
+        live=True,
+    )
     # model
-    encoder: str = setting("torchvision/resnet50", "torchvision/resnet18|34|50, shamisa/small, or timm/NAME")
+    encoder: str = setting(
+        "torchvision/resnet50",
+        "encoder network: torchvision/resnet18, resnet34 or resnet50, shamisa/small, or timm/NAME",
+    )
     init: str = setting(
-        "imagenet", "first weights of the encoder: imagenet, none (random), or a .safetensors or .pth file"
+        "imagenet", "initial weights of the encoder: imagenet, none (random), or a .safetensors or .pth file"
     )
     hidden: int = setting(3072, "width of the projector's hidden layer", low=1, high=65536)
-    embedding: int = setting(768, "E, width of the embedding", low=2, high=65536)
+    embedding: int = setting(768, "E, dimension of the embedding", low=2, high=65536)
     # objective
     graphs: tuple[str, ...] = setting(OBJECTIVE.graphs, "relation graphs in use, separated by commas", known=GRAPHS)
-    anchors: int = setting(OBJECTIVE.anchors, "K, anchors of the transport graph", low=2, high=65536)
+    anchors: int = setting(OBJECTIVE.anchors, "K, number of anchors of the transport graph", low=2, high=65536)
     neighbors: int = setting(
-        OBJECTIVE.neighbors, "nearest neighbours of each image in the kNN graph", low=1, high=65536
+        OBJECTIVE.neighbors, "k, nearest neighbours of each image in the kNN graph", low=1, high=65536
     )
     structural: str = setting(
-        OBJECTIVE.structural, "views that belong together", choices=("parity", "same_scale", "same_reference")
+        OBJECTIVE.structural,
+        "which views the structural graph joins: same parity (published), same scale, or same reference",
+        choices=("parity", "same_scale", "same_reference"),
     )
     decay: str = setting(
         OBJECTIVE.decay,
-        "weight of a severity gap g: exp(-3 g / 4) or 1 / (1 + g / 4)",
+        "edge weight for a severity gap g: exp(-3 g / 4) or 1 / (1 + g / 4)",
         choices=("exponential", "reciprocal"),
     )
     dist_dist_cap: str = setting(
         OBJECTIVE.dist_dist_cap,
-        "4096 severity pairs per batch, or per sample (better for B > 2)",
+        "whether dist-dist-edges counts per batch, or per sample (better for B > 2)",
         choices=("batch", "sample"),
     )
     transport_select: str = setting(
         OBJECTIVE.transport_select,
-        "transport scores kept: the largest of all, or of each row",
+        "transport edges kept: the largest of the whole matrix, or of each row",
         choices=("global", "row"),
     )
-    transport_diagonal: bool = setting(OBJECTIVE.transport_diagonal, "the unused diagonal may take transport places")
-    dist_dist_edges: int = setting(
-        OBJECTIVE.dist_dist_edges, "severity pairs kept, see dist-dist-cap", low=1, high=2**31
+    transport_diagonal: bool = setting(
+        OBJECTIVE.transport_diagonal,
+        "count the diagonal among the transport edges kept, although it is never used (published)",
     )
-    transport_edges: int = setting(OBJECTIVE.transport_edges, "transport scores kept per image", low=1, high=65536)
-    alignment: bool = setting(OBJECTIVE.alignment, "the term that trains the anchors is part of the objective")
-    binary: bool = setting(OBJECTIVE.binary, "every relation weighs 1 (no gradient through the graphs)")
+    dist_dist_edges: int = setting(
+        OBJECTIVE.dist_dist_edges, "edges of the dist-dist graph kept, see --dist-dist-cap", low=1, high=2**31
+    )
+    transport_edges: int = setting(OBJECTIVE.transport_edges, "transport edges kept per image", low=1, high=65536)
+    alignment: bool = setting(OBJECTIVE.alignment, "include the alignment term, which trains the anchors")
+    binary: bool = setting(OBJECTIVE.binary, "give every edge weight 1 (no gradient through the graphs)")
     aggregation: str = setting(
         OBJECTIVE.aggregation,
-        "weights of the graphs: random network, trained network, equal",
+        "graph weights: from a fixed random network (detached, published), a trained network, or equal",
         choices=("detached", "trained", "equal"),
     )
     regularizer: str = setting(
         OBJECTIVE.regularizer,
-        "edge regulariser: a sum, divided by N / 126, or off",
+        "edge regulariser: a sum over edges (published; the total can become negative), that divided by N / 126, or off",
         choices=("published", "normalized", "off"),
     )
     halves: str = setting(
-        OBJECTIVE.halves, "rows of the two halves of variance and covariance", choices=("published", "scale")
+        OBJECTIVE.halves,
+        "the two groups of rows for variance and covariance: first and second half (published), or by scale",
+        choices=("published", "scale"),
     )
-    code_temperature: float = setting(OBJECTIVE.code_temperature, "softness of the balanced codes", low=1e-6)
-    temperature: float = setting(OBJECTIVE.temperature, "softness of the assignments to anchors", low=1e-6)
-    rounds: int = setting(OBJECTIVE.rounds, "Sinkhorn rounds of the balanced codes", low=1, high=1000)
+    code_temperature: float = setting(OBJECTIVE.code_temperature, "temperature of the Sinkhorn codes", low=1e-6)
+    temperature: float = setting(OBJECTIVE.temperature, "softmax temperature of the assignments to anchors", low=1e-6)
+    rounds: int = setting(OBJECTIVE.rounds, "Sinkhorn iterations of the codes", low=1, high=1000)
     gather: bool = setting(
-        OBJECTIVE.gather, "one objective over the samples of all processes, instead of the mean of one per process"
+        OBJECTIVE.gather,
+        "compute one objective over the samples of all processes, instead of averaging one per process",
     )
-    alignment_weight: float = setting(OBJECTIVE.alignment_weight, "factor of the alignment term", low=0)
-    regularizer_weight: float = setting(OBJECTIVE.regularizer_weight, "factor of the edge regulariser", low=0)
-    variance_weight: float = setting(OBJECTIVE.variance_weight, "factor of the variance term", low=0)
-    invariance_weight: float = setting(OBJECTIVE.invariance_weight, "factor of the invariance term", low=0)
-    covariance_weight: float = setting(OBJECTIVE.covariance_weight, "factor of the covariance term", low=0)
+    alignment_weight: float = setting(OBJECTIVE.alignment_weight, "weight of the alignment term", low=0)
+    regularizer_weight: float = setting(OBJECTIVE.regularizer_weight, "weight of the edge regulariser", low=0)
+    variance_weight: float = setting(OBJECTIVE.variance_weight, "weight of the variance term", low=0)
+    invariance_weight: float = setting(OBJECTIVE.invariance_weight, "weight of the invariance term", low=0)
+    covariance_weight: float = setting(OBJECTIVE.covariance_weight, "weight of the covariance term", low=0)
     # optimisation
-    epochs: float = setting(1.0, "passes over the photographs, when steps is 0", low=0)
-    steps: int = setting(0, "steps of the run; 0: by epochs", low=0, high=2**31)
+    epochs: float = setting(1.0, "passes over the photographs; used when --steps is 0", low=0)
+    steps: int = setting(0, "training steps; 0: as many as --epochs gives", low=0, high=2**31)
     accumulate: int = setting(
-        1, "batches whose gradients are added up in a step; each has an objective of its own", low=1, high=65536
+        1, "batches whose gradients are accumulated in a step; each batch has its own objective", low=1, high=65536
     )
-    optimizer: str = setting(
-        "sgd", "sgd (with momentum) or adamw; in torch's fused form on a GPU", choices=("sgd", "adamw")
-    )
-    lr: float = setting(1.5e-3, "learning rate at the start of a cosine", low=0)
+    optimizer: str = setting("sgd", "sgd (with momentum) or adamw; fused on a GPU", choices=("sgd", "adamw"))
+    lr: float = setting(1.5e-3, "peak learning rate", low=0)
     momentum: float = setting(0.9, "momentum of sgd", low=0, high=1)
-    weight_decay: float = setting(1e-4, "weight decay, per step and unit of weight", low=0)
+    weight_decay: float = setting(1e-4, "weight decay coefficient", low=0)
     schedule: str = setting(
         "restarts",
-        "learning rate: restarts (cosines of 1, 2, 4, ... epochs), cosine (one over the run), constant",
+        "learning-rate schedule: restarts (cosines of 1, 2, 4, ... epochs), cosine (one over the run), or constant",
         choices=("restarts", "cosine", "constant"),
     )
-    eta_min: float = setting(1e-6, "learning rate at the end of a cosine", low=0)
-    warmup: int = setting(0, "steps over which the learning rate first rises linearly", low=0, high=2**31)
-    clip: float = setting(0.0, "largest norm of the gradient; 0: not clipped", low=0)
+    eta_min: float = setting(1e-6, "learning rate at the end of each cosine", low=0)
+    warmup: int = setting(0, "steps of linear learning-rate warm-up", low=0, high=2**31)
+    clip: float = setting(0.0, "clip the gradient to this norm; 0: no clipping", low=0)
     # precision and layout
     precision: str = setting(
         "auto",
-        "arithmetic of encoder and projector; auto: bfloat16 on a GPU (float16 on older ones), float32 on a CPU",
+        "precision of encoder and projector; auto: bfloat16 on a GPU (float16 on older ones), float32 on a CPU",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    channels_last: bool = setting(True, "images and convolutions in channels-last memory")
-    sync_bn: bool = setting(False, "batch normalisation over the images of all processes")
-    compile: bool = setting(False, "encoder and projector by torch.compile (other rounding)", live=True)
+    channels_last: bool = setting(True, "use the channels-last memory format")
+    sync_bn: bool = setting(False, "synchronise batch normalisation over all processes")
+    compile: bool = setting(False, "run encoder and projector through torch.compile (rounding differs)", live=True)
     cuda_graph: bool = setting(
-        False, "on one GPU: a step is recorded once and replayed, so that the host has nothing to do", live=True
+        False, "on one GPU: capture a step as a CUDA graph and replay it, which removes launch overhead", live=True
     )
-    one_pass: bool = setting(False, "pristine and distorted images pass the encoder in one call (published: in two)")
+    one_pass: bool = setting(
+        False, "pass pristine and distorted images through the encoder in one call (published: two)"
+    )
     # run
-    seed: int = setting(0, "weights, crops, chains: everything random is a function of it", low=0, high=2**62)
+    seed: int = setting(
+        0, "seed of initial weights, crops and chains: everything random depends on it alone", low=0, high=2**62
+    )
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N", live=True)
-    threads: int = setting(0, "CPU threads of the training process; 0: torch's own choice", low=0, high=4096, live=True)
+    threads: int = setting(0, "CPU threads of each training process; 0: torch's default", low=0, high=4096, live=True)
     checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", low=0, high=2**31, live=True)
-    keep: int = setting(2, "checkpoints kept, the newest ones", low=1, high=10**6, live=True)
+    keep: int = setting(2, "number of newest checkpoints to keep", low=1, high=10**6, live=True)
     best_window: int = setting(
         100,
-        "steps whose mean total is a checkpoint's score; the lowest is kept too, as checkpoint/best; 0: none is",
+        "steps over which the total loss is averaged to rank checkpoints; the best is kept as checkpoint/best; 0: keep none",
         low=0,
         high=2**31,
         live=True,
     )
     rank_every: int = setting(
-        10, "steps between records of effective rank and spread of h and z; 0: never", low=0, high=2**31
+        10, "steps between records of the effective rank and spread of h and z; 0: never", low=0, high=2**31
     )
     timeout: float = setting(
-        600.0, "seconds that a process waits for the others before it gives up", low=1, high=10**6, live=True
+        600.0, "seconds a process waits for the others before it gives up", low=1, high=10**6, live=True
     )
-    tensorboard: bool = setting(True, "TensorBoard files as well, where it is installed", live=True)
-    wandb: str = setting("", "project of Weights & Biases to log to as well; nothing: none", live=True)
+    tensorboard: bool = setting(True, "also write TensorBoard files, if TensorBoard is installed", live=True)
+    wandb: str = setting("", "Weights & Biases project to log to as well", live=True)
     demo: bool = setting(
-        False, "at the end, compare trained and untrained encoder on embedded photographs (SSIM proxy)", live=True
+        False,
+        "at the end, compare the trained with the untrained encoder on packaged photographs (target: SSIM, a proxy)",
+        live=True,
     )
 
     def __post_init__(self) -> None:
@@ -343,7 +367,10 @@ def describe_ablations() -> str:
     for letter, (name, fields) in presets.ABLATIONS.items():
         given = ", ".join(f"{k} {','.join(v) if isinstance(v, tuple) else v}" for k, v in fields.items())
         rows.append(f"  {letter}  {name:28} {given}")
-    return "ablations of the paper preset (the letters are ours, by part of the method):\n" + "\n".join(rows)
+    return (
+        "ablations of the paper preset (the letters are this package's, grouped by part of the method):\n"
+        + "\n".join(rows)
+    )
 
 
 def resume(saved: Config, given: dict, world: int = 1, saved_world: int = 1) -> Config:

@@ -58,8 +58,8 @@ def run_cross(given: argparse.Namespace) -> dict:
     """The probe with --cross: prints the matrices, writes cross.json into --out; returns its content."""
     for option in ("labels", "dataset", "root", "split_files"):
         if getattr(given, option) is not None:
-            raise ValueError(f"--cross brings its own labels: leave out --{option.replace('_', '-')}")
-    probe.only_for_labels(given, "--cross knows its own, or takes them from the columns")
+            raise ValueError(f"--cross has labels of its own: leave out --{option.replace('_', '-')}")
+    probe.only_for_labels(given, "--cross takes them from the data sets or the CSV columns")
     if given.splits is not None and given.splits < 1:
         raise ValueError(f"--splits must be at least 1, got {given.splits}")
     sources = open_sources(given)

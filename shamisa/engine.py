@@ -194,6 +194,7 @@ def distort(
 
     Returns:
         The distorted images in the shape, dtype and on the device of ``images``; uint8 is rounded to nearest.
+        No gradient flows through it.
 
     Raises:
         TypeError, ValueError: a bad argument, named, with what was expected and what came.

@@ -1,9 +1,9 @@
-"""Write encoder and regressor as one program: images in, scores out, without this package (.onnx or .pt2).
+"""Export encoder and regressor as one program that needs no part of this package: images in, scores out (.onnx or .pt2).
 
-Input: images uint8 [n, 3, height, width], RGB; n, height and width are free (sides of 3 pixels and more). Output: score [n]
-in 0..1, higher is better, and raw [n] on the scale of the regressor's training labels. Crops, half size and mirroring of
-small images are part of the program and give the pixels of `shamisa score`, bit for bit. Before the file gets its name it
-is loaded again, in onnxruntime or torch.export, and compared with this package on images of several sizes.
+Input: images uint8 [n, 3, height, width], RGB, of any n, height and width (at least 3 pixels). Output: score [n] in 0..1,
+higher is better, and raw [n] on the scale of the regressor's training labels. The program takes the crops, halves the size
+and mirrors small images itself, with the pixels of `shamisa score` bit for bit. Before the file gets its name it is loaded
+in onnxruntime or torch.export, and compared with this package on images of several sizes.
 """
 
 from __future__ import annotations

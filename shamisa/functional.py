@@ -5,12 +5,16 @@ the B V references (sample, view), then the distorted images (sample, view, comp
 `severity` [B, C, L] is the severity, 0..4, of the stage that varies between the levels. All shapes are static and
 nothing waits for the device. Half precision is computed in float32, float64 stays float64. Wrong shapes, dtypes,
 devices or options raise ValueError before any work. Values are not looked at, because that would wait for the device:
-NaN shows in what is computed from it. First derivatives in reverse mode only: create_graph=True raises RuntimeError, and
-forward mode (torch.func.jvp), which torch does not offer for such operators, takes their derivative for zero.
+NaN shows in what is computed from it. What is not a tensor raises TypeError.
+
+Derivatives: first ones, by backward() and torch.autograd.grad. create_graph=True, forward mode (torch.func.jvp,
+torch.autograd.forward_ad) and the gradient transforms of torch.func (grad, vjp, jacrev) raise RuntimeError; vmap gives the
+right result, one example after another. Severities and codes are constants: no gradient reaches them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,11 +51,15 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _check_count(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int | torch.SymInt):
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def _check_floating(name: str, x: Tensor, axes: str) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.ndim != len(axes.split(", ")) or not x.is_floating_point():
         raise ValueError(f"{name} must be [{axes}] floating point, got {list(x.shape)} {x.dtype}")
     if 0 in x.shape:
@@ -90,7 +98,7 @@ def structural_graph(severity: Tensor, views: int = 6, *, classes: str = "parity
     """
     nodes = _check_severity(severity, views)
     _check_classes(classes, views)
-    return RelationGraph(*torch.ops.shamisa.structural_graph(severity, views, classes), nodes)
+    return RelationGraph(*torch.ops.shamisa.structural_graph(severity.detach(), views, classes), nodes)
 
 
 def ref_dist_graph(severity: Tensor, views: int = 6, *, decay: str = "exponential") -> RelationGraph:
@@ -100,13 +108,13 @@ def ref_dist_graph(severity: Tensor, views: int = 6, *, decay: str = "exponentia
     """
     nodes = _check_severity(severity, views)
     _check_choice("decay", decay, DECAYS)
-    return RelationGraph(*torch.ops.shamisa.ref_dist_graph(severity, views, decay), nodes)
+    return RelationGraph(*torch.ops.shamisa.ref_dist_graph(severity.detach(), views, decay), nodes)
 
 
 def ref_ref_graph(severity: Tensor, views: int = 6) -> RelationGraph:
     """Joins every ordered pair of distinct references of the batch; weight 1. Only the shape of severity matters."""
     nodes = _check_severity(severity, views)
-    return RelationGraph(*torch.ops.shamisa.ref_ref_graph(severity, views), nodes)
+    return RelationGraph(*torch.ops.shamisa.ref_ref_graph(severity.detach(), views), nodes)
 
 
 def dist_dist_graph(
@@ -120,7 +128,9 @@ def dist_dist_graph(
     _check_count("edges", edges, 0)
     _check_choice("cap", cap, ("batch", "sample"))
     _check_choice("decay", decay, DECAYS)
-    return RelationGraph(*torch.ops.shamisa.dist_dist_graph(severity, views, edges, cap == "sample", decay), nodes)
+    return RelationGraph(
+        *torch.ops.shamisa.dist_dist_graph(severity.detach(), views, edges, cap == "sample", decay), nodes
+    )
 
 
 def nearest_neighbors(h: Tensor, k: int = 31) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,7 +242,7 @@ def alignment_of_assignments(
     count = B * C * L * sum(len(g) * (len(g) - 1) for g in members)
     # a class is every step-th view from its first: a list of views would be copied to a GPU, which waits for it
     groups = [slice(g[0], g[-1] + 1, g[1] - g[0] if len(g) > 1 else 1) for g in members]
-    codes = codes.to(log_p.dtype).contiguous()
+    codes = codes.detach().to(log_p.dtype).contiguous()
     slope = codes / codes.numel()  # the alignment is linear in log p
     if count:  # the sum over ordered pairs of a class is (sum of codes) . (sum of log p) less the diagonal
         q, to = (x[B * views :].view(B, views, C * L, -1) for x in (codes, slope))
@@ -241,7 +251,7 @@ def alignment_of_assignments(
     return (slope * log_p).sum()
 
 
-def merge_graphs(graphs: list[RelationGraph], scales: list[Tensor | float] | None = None) -> RelationGraph:
+def merge_graphs(graphs: Sequence[RelationGraph], scales: Sequence[Tensor | float] | None = None) -> RelationGraph:
     """The sum of the graphs, each times its scale, restricted to i < j: each pair once, sorted by (i, j).
 
     The result has as many edges as the inputs together; those not needed are (0, 0) with weight 0.

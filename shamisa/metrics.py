@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+MEANING = "SRCC, PLCC and KRCC lie in -1..1, higher is better; RMSE is in units of the scores, lower is better"
 SUMMARY = ("srcc", "plcc", "plcc_logistic", "krcc", "rmse")  # keys of ``summary``, in the order of tables
 
 _LOG_WIDTH = (-12.0, 12.0)  # of the logistic, in standard deviations: a step and a straight line to eleven digits

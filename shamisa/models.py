@@ -123,7 +123,7 @@ def _timm(model: str, imagenet: bool) -> tuple[nn.Module, int]:
 
 def _no_download(name: str, error: Exception) -> str:
     return (
-        f"the ImageNet weights of {name} cannot be had ({error}): start from random weights with --init none, "
+        f"the ImageNet weights of {name} cannot be downloaded ({error}): start from random weights with --init none, "
         "or from a file with --init FILE (.safetensors, or a .pth state dict)"
     )
 

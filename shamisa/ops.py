@@ -10,17 +10,52 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .reference import distort as reference_distort
 from .reference import philox as reference_philox
 from .reference import relations as reference_relations
 from .reference import resize as reference_resize
 
-_LIBRARY = torch.library.Library("shamisa", "DEF")
+
+class _Library(torch.library.Library):
+    """Guards every autograd kernel: torch would take a derivative that the rule does not have for zero."""
+
+    def impl(self, op_name, fn, dispatch_key="", **options) -> None:
+        guard = dispatch_key == "Autograd"
+        super().impl(op_name, _reverse_mode_only(op_name, fn) if guard else fn, dispatch_key, **options)
+
+
+def _reverse_mode_only(name: str, kernel: Callable) -> Callable:
+    """The autograd kernel, refusing tangents of forward mode and the gradient transforms of torch.func."""
+
+    def guarded(keyset, *args):
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        _refuse_tangents(name, tensors)
+        if torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
+            if any(x.requires_grad for x in tensors):
+                raise RuntimeError(
+                    f"shamisa::{name} cannot be differentiated by torch.func (grad, vjp, jacrev, ...): "
+                    "use backward() or torch.autograd.grad"
+                )
+        return kernel(keyset, *args)
+
+    return guarded
+
+
+def _refuse_tangents(name: str, tensors: Sequence[Tensor]) -> None:
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise RuntimeError(
+            f"shamisa::{name} has no forward-mode derivative (torch.func.jvp, jacfwd, torch.autograd.forward_ad): "
+            "use reverse mode, backward() or torch.autograd.grad"
+        )
+
+
+_LIBRARY = _Library("shamisa", "DEF")
 TABLE: dict[str, Callable] = {}  # op name -> its reference
 
 
@@ -47,11 +82,12 @@ def define(
 
 
 def _first_order(name: str, backward: Callable) -> Callable:
-    """The rule, refusing create_graph=True: the backward ops have no derivative, which torch would take for zero."""
+    """The rule, refusing create_graph=True and tangents: the backward ops have no derivative of either kind."""
 
     def rule(ctx, *grads):
         if torch.is_grad_enabled():
-            raise RuntimeError(f"shamisa::{name} has first derivatives only: create_graph=True is not possible with it")
+            raise RuntimeError(f"shamisa::{name} has first derivatives only: create_graph=True is not supported")
+        _refuse_tangents(f"{name}_backward", [g for g in grads if g is not None])
         return backward(ctx, *grads)
 
     return rule

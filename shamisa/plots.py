@@ -29,7 +29,7 @@ def loss_curves(records: list[dict], path: Path) -> None:
         ("learning rate", lambda r: r["lr"]),
         ("effective rank of z", lambda r: r.get("rank_z")),
         ("images/s", lambda r: r["timing"]["images_per_s"]),
-        ("seconds of a step", lambda r: sum(r["timing"]["split"].values())),
+        ("seconds per step", lambda r: sum(r["timing"]["split"].values())),
     ]
     figure = Figure(figsize=(14, 9), layout="constrained")
     FigureCanvasAgg(figure)
@@ -63,7 +63,7 @@ def step_times(records: list[dict], path: Path) -> None:
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     over, total = figure.subplots(1, 2, width_ratios=(2, 1))
-    over.set_title("milliseconds of a step")
+    over.set_title("milliseconds per step")
     over.set_xlabel("step")
     total.set_title("mean of all steps, ms")
     if records:
@@ -189,7 +189,6 @@ def scatter(
     target: np.ndarray,
     path: Path,
     title: str,
-    target_label: str = "given score",
     *,
     dark: bool = False,
 ) -> None:
@@ -198,10 +197,10 @@ def scatter(
 
     ground = {f"{part}.facecolor": "#14171b" for part in ("figure", "axes", "savefig")}  # that of the page
     with rc_context(style.library["dark_background"] | ground if dark else {}):
-        _scatter(prediction, target, path, title, target_label)
+        _scatter(prediction, target, path, title)
 
 
-def _scatter(prediction: np.ndarray, target: np.ndarray, path: Path, title: str, target_label: str) -> None:
+def _scatter(prediction: np.ndarray, target: np.ndarray, path: Path, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -216,7 +215,7 @@ def _scatter(prediction: np.ndarray, target: np.ndarray, path: Path, title: str,
         axes.plot(x, logistic(x, fit_logistic(prediction, target)), linewidth=1.8, label="4-parameter logistic")
         axes.legend()
     axes.set_title(_plain(title), fontsize=10, wrap=True)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel(target_label)
+    axes.set_xlabel("predicted score")
+    axes.set_ylabel("ground-truth score")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)

@@ -1,9 +1,9 @@
 """Probe a frozen encoder: ridge regression from its features to human scores, judged by SRCC and PLCC.
 
-Protocol: five crops at two scales, each crop a row with its image's score; the strength of the ridge chosen among 100 by
-SRCC on validation images; predictions averaged over the crops. Prints a table; writes results.json, predictions.csv,
-scatter.png, and the regressor (regressor.safetensors with its JSON) into the folder --out; a page to look at with --report.
-With --cross the regressor of each data set is tested on all others.
+Protocol: five crops at two scales; each crop is a training row with its image's score; the ridge penalty is the one of 100
+with the highest SRCC on validation images; predictions are averaged over the crops. Prints a table, and writes
+results.json, predictions.csv, scatter.png and the regressor (regressor.safetensors and its JSON) to the folder --out;
+--report also writes an HTML page. With --cross, the regressor of each data set is tested on all others.
 """
 
 from __future__ import annotations
@@ -70,54 +70,65 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="RUN",
         help="a run folder, a checkpoint folder or file, untrained:NAME or imagenet:NAME (NAME as torchvision/resnet50), "
-        "or statistics: a few hand-made ones of natural scenes, colour and sharpness",
+        "or statistics: a baseline of 27 hand-made statistics of natural scenes, colour and sharpness",
     )
-    parser.add_argument("--untrained", action="store_true", help="probe the same network with random weights as well")
-    parser.add_argument(
-        "--compare", nargs="+", default=[], metavar="RUN", help="probe these as well, in the same tables"
-    )
+    parser.add_argument("--untrained", action="store_true", help="also probe the same network with random weights")
+    parser.add_argument("--compare", nargs="+", default=[], metavar="RUN", help="also probe these, in the same tables")
     parser.add_argument(
         "--full-reference",
         action="store_true",
-        help="features are |h(image) - h(reference)|; the labels must name references and the root must hold them",
+        help="use |h(image) - h(reference)| as features; the labels must name references, and the root must hold them",
     )
     labels = parser.add_argument_group("labels: one of --labels, --dataset and --cross")
-    labels.add_argument("--labels", metavar="CSV", help="columns file, score[, reference, distortion, level, split]")
     labels.add_argument(
-        "--dataset", type=str.lower, choices=tuple(iqa_sets.SETS), help="a published set, in its own layout"
+        "--labels", metavar="CSV", help="CSV file with the columns file, score[, reference, distortion, level, split]"
+    )
+    labels.add_argument(
+        "--dataset", type=str.lower, choices=tuple(iqa_sets.SETS), help="a published data set, in its own layout"
     )
     labels.add_argument(
         "--cross",
         nargs="+",
         metavar="SET=DIR",
-        help="train on each, test on all others: two or more of SET=DIR (SET as for --dataset), CSV, or CSV=DIR",
+        help="train on each data set and test on all others: two or more of SET=DIR (SET as for --dataset), CSV, CSV=DIR",
     )
-    labels.add_argument("--root", metavar="DIR", help="the folder that the files are relative to [that of the CSV]")
-    labels.add_argument("--score-column", metavar="NAME", help="column of the scores [score, mos or dmos]")
-    labels.add_argument("--file-column", metavar="NAME", help="column of the files [file, filename, image, ...]")
+    labels.add_argument("--root", metavar="DIR", help="folder that the file names are relative to [that of the CSV]")
+    labels.add_argument("--score-column", metavar="NAME", help="column with the scores [score, mos or dmos]")
+    labels.add_argument("--file-column", metavar="NAME", help="column with the file names [file, filename, image, ...]")
     labels.add_argument(
-        "--lower-better", action="store_true", default=None, help="low scores are good ones [if named dmos]"
+        "--lower-better",
+        action="store_true",
+        default=None,
+        help="lower scores mean better quality [only if the column is named dmos]",
     )
     labels.add_argument(
-        "--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="ends of the scale [those of the scores]"
+        "--scale",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="ends of the rating scale [lowest and highest score]",
     )
     split = parser.add_argument_group("splits")
-    split.add_argument("--splits", type=int, metavar="N", help="random splits when the labels have none [10]")
     split.add_argument(
-        "--split-files", metavar="DIR", help="published splits: train.npy, val.npy, test.npy of positions"
+        "--splits", type=int, metavar="N", help="number of random splits, when the labels have none [10]"
     )
-    split.add_argument("--seed", type=int, default=0, help="of the splits and of untrained weights [0]")
+    split.add_argument(
+        "--split-files",
+        metavar="DIR",
+        help="folder with published splits: train.npy, val.npy and test.npy, each of row positions",
+    )
+    split.add_argument("--seed", type=int, default=0, help="seed of the splits and of random weights [0]")
     work = parser.add_argument_group("work")
-    work.add_argument("--crop", type=int, default=224, help="side of the crops, pixels [224]")
-    work.add_argument(
-        "--batch", type=int, help="photographs per call of the encoder, ten crops each [1 on a CPU, 8 on a GPU]"
-    )
-    work.add_argument("--workers", type=int, default=2, help="threads that decode photographs [2]")
+    work.add_argument("--crop", type=int, default=224, help="side of the crops, in pixels [224]")
+    work.add_argument("--batch", type=int, help="photographs per encoder call, ten crops each [1 on a CPU, 8 on a GPU]")
+    work.add_argument("--workers", type=int, default=2, help="decoding threads [2]")
     work.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N [auto]")
-    work.add_argument("--cache", metavar="DIR", help="keep features here, by the hashes of encoder and file [none]")
-    work.add_argument("--out", metavar="DIR", help="folder of the results [runs/probe-LABELS]")
     work.add_argument(
-        "--report", metavar="DIR", help="write one page, index.html, with tables, plots and thumbnails here"
+        "--cache", metavar="DIR", help="cache features here, keyed by the hashes of encoder and file [none]"
+    )
+    work.add_argument("--out", metavar="DIR", help="folder for the results [runs/probe-LABELS]")
+    work.add_argument(
+        "--report", metavar="DIR", help="also write an HTML page with tables, plots and thumbnails to this folder"
     )
     work.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
@@ -161,7 +172,7 @@ def read_source(given: argparse.Namespace) -> Source:
             "give one of --labels CSV, --dataset NAME and --cross, got " + ("none" if given.labels is None else "both")
         )
     if given.dataset is not None:
-        only_for_labels(given, f"--dataset {given.dataset} knows its own")
+        only_for_labels(given, f"--dataset {given.dataset} defines them")
         if given.root is None:
             raise ValueError(f"--dataset {given.dataset} needs --root DIR, {iqa_sets.SETS[given.dataset].layout}")
         return open_set(given.dataset, given.root, given.full_reference)
@@ -193,10 +204,10 @@ def read_splits(given: argparse.Namespace, labels: Labels) -> list[Split]:
         raise ValueError(f"--splits must be at least 1, got {given.splits}")
     if given.split_files is not None:
         if given.splits is not None:
-            raise ValueError("--splits and --split-files exclude each other")
+            raise ValueError("--splits and --split-files cannot be combined")
         return splits.read_splits(given.split_files, labels)
     if given.splits is not None and labels.split is not None:
-        raise ValueError(f"--splits makes random splits, but {labels.name} has a split column: leave one of them out")
+        raise ValueError(f"--splits makes random splits, but {labels.name} has a split column: use one or the other")
     return splits.make_splits(labels, given.splits or 10, given.seed)
 
 

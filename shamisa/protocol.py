@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,17 +116,15 @@ def table(rows: list[tuple[str, list[dict]]]) -> str:
         if several:
             spread = "  ".join(f"{m[k + '_std']:7.4f}" for k in ("srcc", "plcc", "plcc_logistic", "krcc"))
             lines.append(f"{'  standard deviation':{width}}{'':6}  {spread}  {m['rmse_std']:8.4f}")
-    lines.append(
-        "PLCC* is after a 4-parameter logistic fitted on the test images"
-        + (f"; medians of {len(rows[0][1])} splits" if several else "")
-    )
+    lines.append(metrics.MEANING + (f"; medians of {len(rows[0][1])} splits" if several else ""))
+    lines.append("PLCC* is after a 4-parameter logistic fitted on the test images; strength is the ridge penalty")
     low, high = ridge.ALPHAS[[0, -1]]
     for name, numbers in rows:
         ends = sum(x["alpha"] in (low, high) for x in numbers)
         if ends:
             where = f" in {ends} of {len(numbers)} splits" if several else ""
             lines.append(
-                f"{name}: the strength is an end of the range {low:g} to {high:g}{where}; a better one may lie beyond"
+                f"{name}: the chosen strength is at an end of the range {low:g} to {high:g}{where}; a better one may lie beyond it"
             )
     return "\n".join(lines)
 
@@ -146,7 +145,7 @@ def group_table(rows: Sequence[tuple[str, list[dict]]]) -> str:
     return "\n".join(lines)
 
 
-def finite(content: object) -> object:
+def finite(content: Any) -> Any:
     """NaN -> None: JSON has no NaN."""
     if isinstance(content, dict):
         return {k: finite(v) for k, v in content.items()}

@@ -114,6 +114,10 @@ def _check_integer(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
+def _make_anchors(features: int, count: int, device: str | None = None) -> nn.Linear:
+    return nn.utils.parametrizations.weight_norm(nn.Linear(features, count, bias=False, device=device))
+
+
 @dataclass
 class RelationOutput:
     """What RelationLoss returns; all but the last two are scalars, and only `total` is meant to be differentiated.
@@ -146,8 +150,8 @@ class RelationLoss(nn.Module):
     Owns the anchors (`anchors`, a weight-normalised linear map without bias) and the aggregator that weighs the graphs
     (`aggregator`). `options` names every choice, see help(shamisa.relations.RelationOptions); unknown names raise
     TypeError, unknown values ValueError. Unless aggregation="trained", the aggregator gets no gradient: call
-    `loss.aggregator.requires_grad_(False)` before DistributedDataParallel. First derivatives only. Copied with
-    copy.deepcopy, saved with state_dict (torch does not pickle parametrized modules).
+    `loss.aggregator.requires_grad_(False)` before DistributedDataParallel. First derivatives only, in reverse mode. Saved
+    with state_dict; it can also be copied and pickled.
 
     feature_dim: F, the length of a row of h; at least 1, else ValueError.
     """
@@ -157,8 +161,7 @@ class RelationLoss(nn.Module):
         _check_integer("feature_dim", feature_dim, 1)
         self.options = RelationOptions(**options)
         self._compared: set[tuple[int, ...]] = set()  # shapes that every rank has had, for gather
-        linear = nn.Linear(feature_dim, self.options.anchors, bias=False)
-        self.anchors = nn.utils.parametrizations.weight_norm(linear)
+        self.anchors = _make_anchors(feature_dim, self.options.anchors)
         self.aggregator = nn.Sequential(
             nn.LayerNorm(2 * len(GRAPHS)),
             nn.Linear(2 * len(GRAPHS), 4 * len(GRAPHS)),
@@ -166,6 +169,18 @@ class RelationLoss(nn.Module):
             nn.PReLU(),
             nn.Linear(4 * len(GRAPHS), len(GRAPHS)),
         )
+
+    def __getstate__(self) -> dict:
+        """For pickle and copy: torch makes the class of a parametrised module as it runs, so only its parts can go."""
+        state = super().__getstate__()
+        return {**state, "_modules": {**state["_modules"], "anchors": self.anchors.parametrizations}}
+
+    def __setstate__(self, state: dict) -> None:
+        parts = state["_modules"]["anchors"]
+        K, F = parts["weight"].original1.shape
+        anchors = _make_anchors(F, K, device="meta")  # draws no random numbers
+        anchors.parametrizations = parts
+        super().__setstate__({**state, "_modules": {**state["_modules"], "anchors": anchors}})
 
     def forward(self, z_ref: Tensor, z_dist: Tensor, h_ref: Tensor, h_dist: Tensor, plan) -> RelationOutput:
         """The objective of one batch.

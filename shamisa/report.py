@@ -21,12 +21,13 @@ from PIL import Image
 from .data.photos import PhotoError, read_photo
 from .files import printable
 from .labels import describe_scale
+from .metrics import MEANING
 from .runs import write_text
 
 THUMBNAILS = 10  # worst and best predictions, each
 _SIDE = 240  # pixels, the longer one of a thumbnail; shown at about two thirds
 _COLUMNS = (("SRCC", "srcc"), ("PLCC", "plcc"), ("PLCC*", "plcc_logistic"), ("KRCC", "krcc"), ("RMSE", "rmse"))
-_LOGISTIC = "PLCC* is after a 4-parameter logistic that is fitted to the very test images it is judged on."
+_LOGISTIC = f"{MEANING}. PLCC* is PLCC after a 4-parameter logistic that was fitted to the same test images."
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --text: #1c2128; --dim: #59636e; --line: #d5dae0; --bar: #3572b0;
@@ -230,7 +231,7 @@ def write_report(folder: str | os.PathLike, results: dict, first) -> Path:
     parts += [f"<h2>Best predictions{where}</h2>", _thumbnails(first, order[::-1][:count])]
     parts.append(
         f'<h2>Scores and predictions{where}</h2><picture><source srcset="{plots[0]}" media="(prefers-color-scheme: dark)">'
-        f'<img class="plot" src="{plots[1]}" alt="given scores over predictions, with the 4-parameter logistic"></picture>'
+        f'<img class="plot" src="{plots[1]}" alt="ground-truth scores against predicted scores, with the 4-parameter logistic"></picture>'
     )
     for group, members in encoder["groups"].items():
         values = {n: math.nan if v["srcc"] is None else v["srcc"] for n, v in members.items()}

@@ -87,12 +87,14 @@ class Run:
         if path.is_dir() and any(path.iterdir()):
             status = read_json(path / "run.json").get("status") if (path / "run.json").is_file() else None
             holds = (
-                f"a run that is {status} (go on with --resume {path}, or choose another)" if status else "other files"
+                f"a run that is {status} (continue with --resume {path}, or choose another)"
+                if status
+                else "other files"
             )
             if status == "running":
                 lives = Run(path).lives()
                 holds = (
-                    "a run that is being trained" if lives else f"a run that was killed (go on with --resume {path})"
+                    "a run that is being trained" if lives else f"a run that was killed (continue with --resume {path})"
                 )
             raise RunError(f"out must be a new or empty folder, got {path}, which holds {holds}")
 
@@ -212,6 +214,11 @@ class Run:
             with (self.path / "skipped.jsonl").open("a") as file:
                 file.writelines(to_line({"name": name, "reason": reason}) for name, reason in skipped.items())
 
+    def count_skipped(self) -> int:
+        """How many photographs could not be used so far; a resumed run may have met one twice."""
+        file = self.path / "skipped.jsonl"
+        return len(set(file.read_text().splitlines())) if file.is_file() else 0
+
     def latest(self) -> Path | None:
         """The newest checkpoint folder, or None before the first; RunError where the pointer leads nowhere."""
         pointer = self.checkpoints / "latest"
@@ -304,7 +311,7 @@ def _remove_folder(folder: Path) -> None:
 
 def _contents(path: Path) -> str:
     if not path.exists():
-        return "nothing: no such file or folder"
+        return "no such file or folder"
     if not path.is_dir():
         return "a file"
     names = sorted(p.name for p in path.iterdir())[:6]
@@ -388,8 +395,8 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
         run = Run(path.parent if path.name == "checkpoint" and path.is_dir() else path)
         if not run.checkpoints.is_dir():
             raise RunError(
-                "checkpoint must be a run folder, a checkpoint folder or a model.safetensors file: "
-                f"{path} is {_contents(path)}"
+                "checkpoint must be a run folder, a checkpoint folder or a model.safetensors file, "
+                f"got {path}: {_contents(path)}"
             )
         folder = run.latest()
         if folder is None:

@@ -1,8 +1,9 @@
-"""Score photographs: a number in 0..1 for each, higher is better.
+"""Score photographs: one number in 0..1 for each, higher is better.
 
-PATHS are photographs, folders (searched through), patterns with * or **, and .txt lists of one path per line. The table
-has a row for each: file, score, raw (on the scale of the regressor's training labels), error. Photographs that cannot be
-read have an error instead of scores. Exit status: 0 all scored, 1 some could not be read, 2 bad input (nothing done).
+PATHS are photographs, folders (searched recursively), patterns with * or **, and .txt lists of one path per line. The table
+has one row per photograph: file, score, raw (the score on the scale of the regressor's training labels), error. Photographs
+that cannot be read have an error and no scores. Exit status: 0 all scored, 1 some could not be read, 2 bad input (nothing
+done).
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ class Table:
         if resume and out.exists():
             if (found := read_json(beside)) != meta:
                 changed = ", ".join(k for k in meta if found.get(k) != meta[k])
-                raise ValueError(f"{out} was begun with another {changed}: it cannot be resumed")
+                raise ValueError(f"{out} was started with another {changed}: it cannot be resumed")
             rows = read_rows(out)
             self.done, self.failed = {r[0] for r in rows}, sum(r[3] is not None for r in rows)
         else:
@@ -197,17 +198,24 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="photographs, folders, patterns, .txt lists")
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="as in python -m shamisa.probe")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="RUN",
+        help="run folder, or whatever else the probe accepts as --checkpoint",
+    )
     parser.add_argument("--regressor", required=True, metavar="FILE", help="regressor.safetensors written by the probe")
-    parser.add_argument("--out", default="scores.csv", metavar="FILE", help="the table, .csv or .jsonl [scores.csv]")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the table: what has a row is not scored again"
+        "--out", default="scores.csv", metavar="FILE", help="table to write, .csv or .jsonl [scores.csv]"
     )
     parser.add_argument(
-        "--batch", type=int, help="photographs per call of the encoder, ten crops each [1 on a CPU, 8 on a GPU]"
+        "--resume",
+        action="store_true",
+        help="continue an existing table: photographs that have a row are not scored again",
     )
+    parser.add_argument("--batch", type=int, default=8, help="photographs per encoder call, ten crops each [8]")
     parser.add_argument(
-        "--workers", type=int, default=2, help="threads that decode, together at most 100 megapixels at a time [2]"
+        "--workers", type=int, default=2, help="decoding threads; together they hold at most 100 megapixels [2]"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N [auto]")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -225,7 +233,7 @@ def run(given: argparse.Namespace) -> int:
     if out.suffix not in FORMATS:
         raise ValueError(f"--out must end in {' or '.join(FORMATS)}, got {given.out!r}")
     if out.exists() and not given.resume:
-        raise ValueError(f"--out {out} exists: go on with --resume, or choose another")
+        raise ValueError(f"--out {out} exists: continue with --resume, or choose another")
     if not out.parent.is_dir():
         raise ValueError(f"--out must lie in an existing folder, got {out.parent}")
     paths, closed = gather(given.paths)
@@ -264,7 +272,7 @@ def run(given: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 all scored, 1 some could not be read, 2 bad input, 130 interrupted."""
     given = make_parser().parse_args(argv)
-    return guard("score", lambda: 1 if run(given) else 0, f"go on with --resume --out {given.out}")
+    return guard("score", lambda: 1 if run(given) else 0, f"continue with --resume --out {given.out}")
 
 
 if __name__ == "__main__":

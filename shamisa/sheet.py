@@ -1,7 +1,7 @@
-"""``shamisa distort``: pictures of what the engine does to a photograph.
+"""Draw what the distortions do to a photograph.
 
-``shamisa distort PHOTO --out grid.png`` draws the 26 distortions at their five levels, ``--compose N --seed S`` N families
-of compositions with their recipes, ``--plan FILE`` replays a saved plan.
+Without further options: the 26 distortions, each at its five levels with the value of its parameter. --compose N draws N
+random compositions of distortions instead, --plan FILE those of a saved plan.
 """
 
 from __future__ import annotations
@@ -85,17 +85,20 @@ def main(argv: list[str] | None = None) -> int:
         prog="shamisa distort", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("photo", type=Path, help="an image file")
-    parser.add_argument("--out", type=Path, required=True, help="the picture to write (PNG)")
-    parser.add_argument("--size", type=int, default=224, help="side of the central crop, pixels (default 224)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random distortions and of --compose")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write, such as sheet.png")
+    parser.add_argument("--size", type=int, default=224, help="side of the central crop, in pixels [224]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random distortions and of --compose [0]")
+    parser.add_argument("--compose", type=int, metavar="N", help="draw N compositions, at five levels each")
     parser.add_argument(
-        "--compose", type=int, metavar="N", help="draw N compositions at five levels instead of the sheet"
+        "--plan", type=Path, metavar="FILE", help="draw the plan in a file written by --save-plan or Plan.to_json"
     )
+    parser.add_argument("--save-plan", type=Path, metavar="FILE", help="with --compose: also write the plan, as JSON")
     parser.add_argument(
-        "--plan", type=Path, metavar="FILE", help="replay a plan written by Plan.to_json (or --save-plan)"
+        "--backend",
+        choices=("auto", "native", "reference"),
+        default="auto",
+        help="compiled kernels (native), PyTorch (reference), or compiled where available [auto]",
     )
-    parser.add_argument("--save-plan", type=Path, metavar="FILE", help="with --compose: write the plan as JSON")
-    parser.add_argument("--backend", choices=("auto", "native", "reference"), default="auto")
     given = parser.parse_args(argv)
     return guard("distort", lambda: run(given), "nothing was written")
 
@@ -103,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> int:
     """Everything between the command line and the exit status."""
     if given.compose is not None and given.plan is not None:
-        raise ValueError("--compose and --plan exclude each other")
+        raise ValueError("--compose and --plan cannot be combined")
     if given.size < 1:
         raise ValueError(f"--size must be at least 1, got {given.size}")
     kinds = Image.registered_extensions()

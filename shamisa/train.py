@@ -1,13 +1,13 @@
-"""Train an encoder without labels: ``python -m shamisa.train``.
+"""Train an encoder without labels.
 
-Without arguments: the embedded demonstration on packaged photographs. ``--preset paper --refs FOLDER`` is the published
+Without arguments, this runs a short demonstration on packaged photographs; --preset paper --refs FOLDER is the published
 configuration. One step: crops of 3 photographs at 2 scales -> chains of distortions -> encoder -> projector -> loss.
-Crops, chains and first weights are functions of the seed; on the CPU equal seeds give equal metrics bit for bit, and a
-killed run that is resumed continues as if it had never stopped.
+Crops, chains and initial weights depend on the seed alone. On the CPU, equal seeds give bit-identical metrics, and a run
+that was killed and resumed continues as if it had never stopped.
 
-Several processes: ``torchrun --nproc-per-node 8 -m shamisa.train ...``. A step then has batch x accumulate x processes
-samples. With --gather --sync-bn it is the step of one process with that batch; without, objective and batch normalisation
-are each process's own. A run may go on with another number of processes as long as a step has as many samples.
+Several processes: torchrun --nproc-per-node 8 -m shamisa.train ... A step then has batch x accumulate x processes samples.
+With --gather --sync-bn it equals a step of one process with the whole batch; without them, each process has its own
+objective and batch normalisation. A run may be resumed with another number of processes if a step has as many samples.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def _check(
     if trainer.step > trainer.steps:
         raise ValueError(f"steps must be at least the {trainer.step} that {resume} has done, got {trainer.steps}")
     if run.status()["status"] == "finished" and trainer.step == trainer.steps:
-        raise ValueError(f"resume must be a run with steps to do, got {resume}, which finished all {trainer.steps}")
+        more = "" if config.schedule == "cosine" else "; --steps N goes on to step N"
+        raise ValueError(
+            f"resume must be a run with steps to do, got {resume}, which finished all {trainer.steps}{more}"
+        )
     return trainer, run
 
 
@@ -185,6 +188,8 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
     plots.embedding_figures(records, figures, run.path / "embeddings.png")
     if not trainer.quiet and records:
         print(time_table(records))
+    if skipped := run.count_skipped():
+        print(f"photographs that could not be used: {skipped}, see {run.path / 'skipped.jsonl'}", file=sys.stderr)
     if config.demo:
         untrained = Learner(config).encoder.to(trainer.device)
         least = max(row.min_size for row in DISTORTIONS.values())
@@ -215,15 +220,16 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--preset", choices=configuration.PRESETS, metavar="NAME", help="fields that are not given [demo]; see below"
+        "--preset",
+        choices=configuration.PRESETS,
+        metavar="NAME",
+        help="where options that are not given take their values from [demo]: demo, paper, or an ablation below",
     )
-    parser.add_argument("--out", type=Path, help="the new run folder [runs/PRESET, numbered where that exists]")
-    parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped, from its last checkpoint"
-    )
+    parser.add_argument("--out", type=Path, help="new run folder [runs/PRESET, numbered if that exists]")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue a stopped run from its last checkpoint")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print what would be done, its memory and its time; write nothing"
+        "--dry-run", action="store_true", help="report steps, memory and time, from a few measured steps; write nothing"
     )
     parser.add_argument(
         "--profile",
@@ -232,9 +238,11 @@ def make_parser() -> argparse.ArgumentParser:
         const=5,
         default=0,
         metavar="STEPS",
-        help="record a few early steps with torch's profiler: RUN/profile has a trace and the operators by time [5]",
+        help="profile a few early steps with torch.profiler; a trace and the operators by time go to RUN/profile [5]",
     )
-    parser.add_argument("--nvtx", action="store_true", help="parts of a step as NVTX ranges, for Nsight Systems")
+    parser.add_argument(
+        "--nvtx", action="store_true", help="mark the parts of a step as NVTX ranges, for Nsight Systems"
+    )
     configuration.add_arguments(parser)
     return parser
 
@@ -251,7 +259,9 @@ def main(argv: list[str] | None = None) -> int:
         rank, world = launched() or (0, 1)
         speaks = rank == 0  # of several processes one prints
         if options.resume is not None and (options.preset is not None or options.out is not None or options.dry_run):
-            raise ValueError("--resume goes on with a run as it is: it excludes --preset and --out, and --dry-run")
+            raise ValueError(
+                "--resume continues a run as it is: it cannot be combined with --preset, --out or --dry-run"
+            )
         if options.profile < 0:
             raise ValueError(f"profile must be a number of steps of at least 1, got {options.profile}")
         config = read_config(options.preset, options.resume, configuration.given_fields(options), world)
@@ -280,10 +290,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # a second one, or one while the pictures are drawn
         if options.dry_run:
             return end("interrupted; nothing was written", INTERRUPTED)
-        return end(f"interrupted; last checkpoint: {last_checkpoint(run)}; go on with --resume {run.path}", INTERRUPTED)
+        return end(
+            f"interrupted; last checkpoint: {last_checkpoint(run)}; continue with --resume {run.path}", INTERRUPTED
+        )
     processes.close()
     if status == "interrupted":
-        kept = f"step {trainer.step} of {trainer.steps} is in {run.path}; go on with --resume {run.path}"
+        kept = f"step {trainer.step} of {trainer.steps} is in {run.path}; continue with --resume {run.path}"
         return end(f"interrupted; {kept}", 128 + (trainer.signal or signal.SIGTERM))
     if speaks and not options.dry_run:
         print(f"finished: {run.path}")

@@ -423,7 +423,7 @@ def open_photos(config: Config, world_size: int = 1) -> Photos:
     if refs == configuration.EMBEDDED:
         return EmbeddedPhotos(split="train")
     if not refs or not (names_shards(refs) or Path(refs).exists()):
-        fault = f"{refs!r}, which does not exist" if refs else "nothing"
+        fault = f"{refs!r}, which does not exist" if refs else "nothing: name the photographs with --refs"
         raise ValueError(f"refs must be a folder, a list file, shards or 'embedded', got {fault}")
     if refs == "-" and world_size > 1:
         raise ValueError(f"refs must be something that each of {world_size} processes can open, got the standard input")

@@ -256,7 +256,7 @@ def test_pack_wrong_arguments(tmp_path):
     write_folder(tmp_path / "photos", count=3)
     source = PhotoFolder(tmp_path / "photos")
     for options, message in (
-        ({"shard_size": 5, "shard_count": 2}, "exclude each other"),
+        ({"shard_size": 5, "shard_count": 2}, "cannot be combined"),
         ({"shard_size": 0}, "shard_size must be an integer of at least 1, got 0"),
         ({"shard_count": 4}, "shard_count must be at most the 3 photographs, got 4"),
     ):

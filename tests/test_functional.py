@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from test_relations import keep_largest
@@ -61,6 +62,29 @@ def test_nan_shows_in_every_function(dtype):
     results = [SF.variance(x), SF.covariance(x), SF.pair_cost(x, edges), *(g.weight.sum() for g in graphs)]
     results.append(SF.transport_codes(x)[7].sum())
     assert all(r.isnan() for r in results), results
+
+
+def test_severities_and_codes_are_constants():
+    """No gradient of zero with a warning of torch, but none."""
+    severity, views = torch.rand(2, 2, 3).requires_grad_(), 4
+    for make in (SF.structural_graph, SF.ref_dist_graph, SF.ref_ref_graph, SF.dist_dist_graph):
+        assert not make(severity, views).weight.requires_grad
+    codes = torch.rand(2 * 4 * 7, 5).requires_grad_()
+    assert not SF.transport_alignment(torch.randn(56, 5), codes, severity, views).requires_grad
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: SF.variance(np.zeros((4, 3))), TypeError, "x must be a torch.Tensor, got ndarray"),
+        (lambda: SF.knn_graph(None), TypeError, "h must be a torch.Tensor, got NoneType"),
+        (lambda: SF.knn_graph(torch.zeros(4, 3), 2.5), ValueError, "k must be an integer of at least 1, got 2.5"),
+        (lambda: SF.ref_ref_graph(torch.zeros(1, 2, 3), 6.0), ValueError, "views must be an integer .* got 6.0"),
+    ],
+)
+def test_wrong_type(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
 def graph_of(weight, index):

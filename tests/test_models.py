@@ -71,7 +71,7 @@ def test_failed_download_says_what_to_do(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", refuse)
-    with pytest.raises(RuntimeError, match=r"cannot be had \(no network\).*--init none"):
+    with pytest.raises(RuntimeError, match=r"cannot be downloaded \(no network\).*--init none"):
         Encoder("torchvision/resnet18", "imagenet")
 
 

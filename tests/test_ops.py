@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.testing import assert_close
 
 from shamisa import ops
@@ -108,4 +109,62 @@ def test_autocast_changes_nothing(name):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = run()
     for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b)
+
+
+def differentiable(name: str):
+    """An op and arguments -> (function of its differentiable inputs that returns its differentiable output, inputs)."""
+    arguments = samples()[name][0]
+    places = [i for i, x in enumerate(arguments) if isinstance(x, torch.Tensor) and x.requires_grad]
+
+    def f(*inputs):
+        given = dict(zip(places, inputs, strict=True))
+        out = getattr(OPS, name)(*(given.get(i, x) for i, x in enumerate(arguments)))
+        return out if name == "variance" else out[0]
+
+    return f, tuple(arguments[i].detach() for i in places)
+
+
+def dual(f, inputs):
+    with forward_ad.dual_level():
+        return f(*(forward_ad.make_dual(x, torch.ones_like(x)) for x in inputs))
+
+
+def dual_gradient(f, inputs):
+    """Forward over reverse: only the gradient that comes in has a tangent."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    out = f(*inputs)
+    with forward_ad.dual_level():
+        grad = forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
+        return torch.autograd.grad(out, inputs, grad)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize(
+    "derivative, message",
+    [
+        (lambda f, x: torch.func.jvp(f, x, tuple(map(torch.ones_like, x))), "no forward-mode derivative"),
+        (lambda f, x: torch.func.jacfwd(f)(*x), "no forward-mode derivative"),
+        (dual, "no forward-mode derivative"),
+        (dual_gradient, "_backward has no forward-mode derivative"),
+        (lambda f, x: torch.func.grad(lambda *y: f(*y).sum())(*x), r"torch\.func .* use backward\(\)"),
+        (lambda f, x: torch.func.vmap(torch.func.grad(lambda y: f(y, *x[1:]).sum()))(x[0][None]), "by torch.func"),
+    ],
+    ids=["jvp", "jacfwd", "dual", "dual_gradient", "grad", "vmap_grad"],
+)
+def test_derivatives_that_are_lacking_are_refused(name, derivative, message):
+    """A tangent would otherwise vanish without a word."""
+    with pytest.raises(RuntimeError, match=f"shamisa::{name}.*{message}"):
+        derivative(*differentiable(name))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_vmap_is_the_loop(name):
+    """Forward, and backward through it."""
+    f, inputs = differentiable(name)
+    batch = [torch.stack([x, x.flip(0)]).requires_grad_() for x in inputs]
+    actual, expected = torch.func.vmap(f)(*batch), torch.stack([f(*x) for x in zip(*batch, strict=True)])
+    assert_close(actual, expected)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), batch) for y in (actual, expected)), strict=True):
         assert_close(a, b)

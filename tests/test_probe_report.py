@@ -244,7 +244,7 @@ def test_cross_matrix(data, tmp_path, capsys):
         (["--cross", "kadid", "CSV"], r"--cross must be SET=DIR with SET one of live, .* got 'kadid'"),
         (["--cross", "live", "CSV"], "live needs its folder, live=DIR: jp2k/"),
         (["--cross", "live=none", "CSV"], "root of LIVE must be a folder holding"),
-        (["--cross", "CSV", "CSV", "--root", "x"], "brings its own labels: leave out --root"),
+        (["--cross", "CSV", "CSV", "--root", "x"], "has labels of its own: leave out --root"),
         (["--cross", "CSV", "CSV", "--score-column", "x"], "--score-column belongs to --labels"),
     ],
 )

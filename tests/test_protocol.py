@@ -62,9 +62,9 @@ def test_a_strength_at_the_end_of_the_range_is_told():
 
     inside, end = ("middle", [split(1.0)]), ("end", [split(ridge.ALPHAS[-1])])
     assert "may lie beyond" not in protocol.table([inside])
-    assert "end: the strength is an end of the range 0.001 to 1000; a" in protocol.table([inside, end])
+    assert "end: the chosen strength is at an end of the range 0.001 to 1000; a" in protocol.table([inside, end])
     several = protocol.table([("x", [split(1.0), split(ridge.ALPHAS[0])])])
-    assert "x: the strength is an end of the range 0.001 to 1000 in 1 of 2 splits" in several
+    assert "x: the chosen strength is at an end of the range 0.001 to 1000 in 1 of 2 splits" in several
 
 
 def test_nan_is_null_in_json():

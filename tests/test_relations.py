@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import itertools
 import math
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -397,6 +400,34 @@ def test_first_derivatives_only():
     x = torch.randn(6, 3, requires_grad=True)
     with pytest.raises(RuntimeError, match="shamisa::variance has first derivatives only"):
         torch.autograd.grad(SF.variance(x**2), x, create_graph=True)
+
+
+def saved(module):
+    stream = io.BytesIO()
+    torch.save(module, stream)
+    stream.seek(0)
+    return torch.load(stream, weights_only=False)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved])
+def test_copied_and_pickled(again):
+    """Inside a model, with an optimizer over the same parameters: everything comes back, and goes on alike."""
+    leaves, plan = batch()
+    model = torch.nn.ModuleDict({"loss": small_loss()}).eval()
+    model["loss"].aggregator.requires_grad_(False)
+    optimizer = torch.optim.SGD(model["loss"].anchors.parameters(), lr=0.1)
+    random = torch.get_rng_state()
+    other, steps = again((model, optimizer))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert list(other.state_dict()) == list(model.state_dict()) and repr(other) == repr(model)
+    assert [x.requires_grad for x in other.parameters()] == [x.requires_grad for x in model.parameters()]
+    before = [x["loss"](*leaves, plan).total for x in (model, other)]
+    for total, o in zip(before, (optimizer, steps), strict=True):
+        total.backward()
+        o.step()
+    after = [x["loss"](*leaves, plan).total for x in (model, other)]
+    assert torch.equal(*before) and torch.equal(*after) and not torch.equal(before[0], after[0])
 
 
 def test_defaults_are_published():

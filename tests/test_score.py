@@ -170,8 +170,8 @@ def test_scorer_errors(regressor, images, message):
         (["below/empty"], "s.csv", {}, "folder must hold photographs"),
         (["a.png"], "s.txt", {}, "--out must end in .csv or .jsonl"),
         (["a.png"], "no/s.csv", {}, "--out must lie in an existing folder"),
-        (["a.png"], "begun.csv", {}, "begun.csv exists: go on with --resume"),
-        (["a.png"], "begun.csv", {"--resume": None}, "was begun with another encoder_hash"),
+        (["a.png"], "begun.csv", {}, "begun.csv exists: continue with --resume"),
+        (["a.png"], "begun.csv", {"--resume": None}, "was started with another encoder_hash"),
         (["a.png"], "s.csv", {"--regressor": "none"}, "cannot read the regressor"),
         (["a.png"], "s.csv", {"--checkpoint": "none"}, "checkpoint must be a run folder"),
         (

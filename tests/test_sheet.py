@@ -36,7 +36,7 @@ def test_a_saved_plan_replays_the_same_picture(photo, tmp_path):
     "words, message",
     [
         (["--size", "0"], "--size must be at least 1"),
-        (["--compose", "1", "--plan", "x"], "exclude each other"),
+        (["--compose", "1", "--plan", "x"], "cannot be combined"),
         (["--plan", "missing.json"], "missing.json"),
         (["--compose", "0"], "compositions must be"),
         (["--size", "20"], "at least 48 x 48"),

@@ -467,7 +467,7 @@ def test_full_disk_keeps_the_last_checkpoint(error, photos, tmp_path, monkeypatc
     assert status == "finished"
 
 
-def test_unreadable_photographs_are_named(photos, tmp_path):
+def test_unreadable_photographs_are_named(photos, tmp_path, capsys):
     folder = tmp_path / "photos"
     folder.mkdir()
     for file in photos.iterdir():
@@ -476,6 +476,7 @@ def test_unreadable_photographs_are_named(photos, tmp_path):
     _, run, _ = run_once(tiny(folder), tmp_path / "run")
     skipped = [json.loads(line) for line in (run.path / "skipped.jsonl").read_text().splitlines()]
     assert [s["name"] for s in skipped] == ["broken.png"] and skipped[0]["reason"]
+    assert f"photographs that could not be used: 1, see {run.path / 'skipped.jsonl'}" in capsys.readouterr().err
 
 
 def test_too_many_unreadable_photographs_fail_the_run(photos, tmp_path):
@@ -497,7 +498,7 @@ def test_resume_refuses_what_does_not_fit(unbroken, photos, tmp_path, capsys):
         (["--resume", str(run.path), "--lr", "1"], "lr of a resumed run must stay"),
         (["--resume", str(run.path), "--steps", "2"], "steps must be at least the 6"),
         (["--resume", str(run.path)], "which finished all 6"),
-        (["--resume", str(run.path), "--preset", "demo"], "excludes --preset and --out"),
+        (["--resume", str(run.path), "--preset", "demo"], "cannot be combined with --preset, --out"),
         (["--resume", str(tmp_path)], "must be a run folder"),
         (["--out", str(run.path), *flags(refs=str(photos), **TINY)], "holds a run that is finished"),
     ):

@@ -1,7 +1,7 @@
-"""Check photographs, and pack them into tar shards: ``python -m shamisa.data verify|pack PATH``.
+"""Check photographs, and pack them into tar shards.
 
 PATH is whatever training accepts: a folder (searched recursively), a list file, a .tar, a folder of them, a pattern such
-as ``DIR/shard-{000000..000009}.tar``, ``-`` for a tar on the standard input, or ``pipe:COMMAND``.
+as DIR/shard-{000000..000009}.tar, - for a tar on standard input, or pipe:COMMAND.
 """
 
 from __future__ import annotations
@@ -37,32 +37,42 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser(
         "verify",
-        help="read every photograph and report",
-        description="Counts, sizes, formats, what cannot be read and why, exact duplicates. Shards are compared with the "
-        "manifest.json in their folder. Exit status 1 where something is bad (duplicates are not).",
+        help="read every photograph and report problems",
+        description="Report counts, sizes, formats, unreadable photographs with the reason, and exact duplicates. Shards are "
+        "checked against the manifest.json in their folder. Exit status 1 if anything is bad (duplicates are not).",
     )
-    verify.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
+    verify.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
     packing = commands.add_parser(
         "pack",
         help="copy photographs into tar shards with a manifest",
-        description="Original bytes and names, in sorted order; packing twice gives the same files. The folder appears "
-        "when it is complete. Exit status 1 where a photograph cannot be read, unless --skip-bad is given.",
+        description="Pack photographs with their original bytes and names, in sorted order; packing twice gives identical "
+        "files. The folder appears only once it is complete. Exit status 1 if a photograph cannot be read, unless "
+        "--skip-bad is given.",
     )
-    packing.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new folder")
-    packing.add_argument("--shard-size", type=size, metavar="SIZE", help="bytes of a shard at most, such as 500M [1G]")
-    packing.add_argument("--shard-count", type=int, metavar="N", help="N shards instead")
-    packing.add_argument("--skip-bad", action="store_true", help="leave out what cannot be read")
+    packing.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the shards")
+    packing.add_argument("--shard-size", type=size, metavar="SIZE", help="largest size of a shard, such as 500M [1G]")
+    packing.add_argument("--shard-count", type=int, metavar="N", help="write N shards, instead of --shard-size")
+    packing.add_argument("--skip-bad", action="store_true", help="leave out photographs that cannot be read")
     for command in (verify, packing):
         command.add_argument("path", metavar="PATH", help="photographs")
-        command.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode [this one]")
+        command.add_argument(
+            "--workers", type=int, default=0, metavar="N", help="decoding processes; 0: decode in this one [0]"
+        )
         command.add_argument("--quiet", action="store_true", help="no progress bar")
         command.add_argument(
-            "--min-side", type=int, default=MIN_SIDE, help="shortest side accepted, pixels [%(default)s]"
+            "--min-side", type=int, default=MIN_SIDE, help="shortest side accepted, in pixels [%(default)s]"
         )
-        command.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="most pixels accepted [%(default)s]")
-        command.add_argument("--max-bytes", type=size, default=MAX_BYTES, help="largest file accepted [%(default)s]")
         command.add_argument(
-            "--max-seconds", type=float, default=MAX_SECONDS, help="longest time for a photograph, 0: any [%(default)s]"
+            "--max-pixels", type=int, default=MAX_PIXELS, help="largest number of pixels accepted [%(default)s]"
+        )
+        command.add_argument(
+            "--max-bytes", type=size, default=MAX_BYTES, help="largest file accepted, in bytes or as 500M [%(default)s]"
+        )
+        command.add_argument(
+            "--max-seconds",
+            type=float,
+            default=MAX_SECONDS,
+            help="seconds that decoding one photograph may take; 0: no limit [%(default)s]",
         )
     return parser
 

@@ -57,7 +57,7 @@ def pack(
         OSError: the shards cannot be written.
     """
     if shard_size is not None and shard_count is not None:
-        raise ValueError("shard_size and shard_count exclude each other, got both")
+        raise ValueError("shard_size and shard_count cannot be combined, got both")
     for name, given in (("shard_size", shard_size), ("shard_count", shard_count)):
         if given is not None and (not isinstance(given, int) or given < 1):
             raise ValueError(f"{name} must be an integer of at least 1, got {given!r}")
