@@ -19,12 +19,6 @@ template <class T>
 SHAMISA_HD T clamp(T x, T low, T high) {
   return min_of(max_of(x, low), high);
 }
-// x clamped to [0, 1]; NaN becomes 0
-SHAMISA_HD float clamp01(float x) {
-  x = x > 0.f ? x : 0.f;
-  return x < 1.f ? x : 1.f;
-}
-
 SHAMISA_HD float float_of_bits(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
   return __uint_as_float(bits);
@@ -41,6 +35,17 @@ SHAMISA_HD uint32_t bits_of_float(float f) {
   uint32_t bits;
   __builtin_memcpy(&bits, &f, 4);
   return bits;
+#endif
+}
+
+// x clamped to [0, 1]; NaN becomes 0
+SHAMISA_HD float clamp01(float x) {
+#if defined(__CUDA_ARCH__)
+  x = x > 0.f ? x : 0.f;
+  return x < 1.f ? x : 1.f;
+#else
+  // positive floats are ordered as their bits: GCC makes six masks and blends of two nested selects of floats
+  return x > 0.f ? float_of_bits(min_of(bits_of_float(x), 0x3f800000u)) : 0.f;
 #endif
 }
 
