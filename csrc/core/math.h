@@ -64,6 +64,12 @@ SHAMISA_HD double square_root(double x) {
 #endif
 }
 
+// i / 255 for i in 0..255, the same bits as the division: 1/255 = 1/256 + 1/65280, and the first product is exact
+SHAMISA_HD float unit_of_byte(int i) {
+  const float x = (float)i;
+  return x * (1.f / 256.f) + x * (1.f / 65280.f);
+}
+
 // nearest integer, ties to even, |x| < 2^22: the addition leaves no bits for a fraction
 SHAMISA_HD float round_even(float x) {
   const float magic = 12582912.f;  // 1.5 * 2^23
