@@ -60,12 +60,11 @@ SHAMISA_HD uint16_t bfloat_of_float(float f) {
   return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-// tags, so that a lambda taking `auto` is compiled once per dtype: read and write one sample. U8
-// writes what lies in [0, 1].
+// tags, so that a lambda taking `auto` is compiled once per dtype: read and write one sample
 struct U8 {
   typedef uint8_t Storage;
   SHAMISA_HD static float read(uint8_t x) { return unit_of_byte(x); }
-  SHAMISA_HD static uint8_t write(float x) { return (uint8_t)(int)(x * 255.f + 0.5f); }
+  SHAMISA_HD static uint8_t write(float x) { return (uint8_t)(int)(x * 255.f + 0.5f); }  // of 0..1
 };
 struct F16 {
   typedef uint16_t Storage;

@@ -129,7 +129,7 @@ SHAMISA_STEP void apply_point(Piece& piece, const PointStage& stage) {
   }
 }
 
-SHAMISA_HD void apply_next(PixelRow& piece, const PointStage& stage) {
+SHAMISA_STEP void apply_next(PixelRow& piece, const PointStage& stage) {
   if (piece.raw) {
     PixelLoop<true> loop = {piece.from, piece.to, piece.first, piece.count};
     apply_point(loop, stage);
@@ -140,7 +140,7 @@ SHAMISA_HD void apply_next(PixelRow& piece, const PointStage& stage) {
   piece.from = piece.to;
   piece.raw = false;
 }
-SHAMISA_HD void apply_next(OnePixel& piece, const PointStage& stage) { apply_point(piece, stage); }
+SHAMISA_STEP void apply_next(OnePixel& piece, const PointStage& stage) { apply_point(piece, stage); }
 
 // ---- entry and exit --------------------------------------------------------------------------------------------------
 // f(tag) with the tag of core/image.h
