@@ -38,16 +38,17 @@ SHAMISA_HD uint32_t bits_of_float(float f) {
 #endif
 }
 
-// x clamped to [0, 1]; NaN becomes 0
-SHAMISA_HD float clamp01(float x) {
+// x clamped to [0, high]; NaN becomes 0
+SHAMISA_HD float clamp_below(float x, float high) {
 #if defined(__CUDA_ARCH__)
   x = x > 0.f ? x : 0.f;
-  return x < 1.f ? x : 1.f;
+  return x < high ? x : high;
 #else
   // positive floats are ordered as their bits: GCC makes six masks and blends of two nested selects of floats
-  return x > 0.f ? float_of_bits(min_of(bits_of_float(x), 0x3f800000u)) : 0.f;
+  return x > 0.f ? float_of_bits(min_of(bits_of_float(x), bits_of_float(high))) : 0.f;
 #endif
 }
+SHAMISA_HD float clamp01(float x) { return clamp_below(x, 1.f); }
 
 SHAMISA_HD float square_root(float x) {  // correctly rounded everywhere
 #if defined(__CUDA_ARCH__)
