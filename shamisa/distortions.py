@@ -39,6 +39,11 @@ class Distortion:
     high: float
     min_size: int
 
+    def value_at(self, severity: float) -> float:
+        """``value_at`` of one number: raw parameter at a position in 0..4 of the levels, not rounded."""
+        below = min(int(severity), 3)
+        return self.levels[below] + (self.levels[below + 1] - self.levels[below]) * (severity - below)
+
 
 def _table() -> dict[str, Distortion]:
     # name, group, levels, flags (i: published as an integer, d: integer by nature, r: random), low, high, minimum size

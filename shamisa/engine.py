@@ -217,26 +217,26 @@ def distort(
             "exactly one of severity and value must be given, got " + ("none" if value is None else "both")
         )
     if severity is not None:
-        s = _per_image("severity", severity, n, 0.0, 4.0)
-        v = value_at(s, torch.full((n,), row.opcode, device="cpu"))
-        v = v.round() if row.integer else v
+        v = _per_image("severity", severity, n, 0.0, 4.0)
+        if isinstance(v, Tensor):
+            v = value_at(v, torch.full((n,), row.opcode, device="cpu"))
+            v = v.round() if row.integer else v
+        else:
+            v = row.value_at(v)
+            v = float(round(v)) if row.integer else v
     else:
         v = _per_image("value", value, n, row.low, row.high)
-    position = torch.arange(n, device="cpu")
-    key = (
-        derive_key(torch.tensor(seed, device="cpu"), position, domain=DOMAIN_IMAGE)
-        if row.random
-        else torch.zeros_like(position)
-    )
     device = batch.device
-    out = ops.run_distort(
-        batch,
-        position.to(device),
-        torch.full((n, 1), row.opcode, dtype=torch.int64, device=device),
-        v.to(device, torch.float32).reshape(n, 1),
-        key.to(device).reshape(n, 1),
-        dtype=batch.dtype,
-        backend=backend,
+    if isinstance(v, Tensor):
+        v = v.to(device, torch.float32).reshape(n, 1)
+    else:
+        v = torch.full((n, 1), v, dtype=torch.float32, device=device)
+    position = torch.arange(n, device="cpu")
+    key = derive_key(torch.tensor(seed, device="cpu"), position, domain=DOMAIN_IMAGE) if row.random else position
+    opcode = torch.full((n, 1), row.opcode, dtype=torch.int64, device=device)
+    # nothing in these can be wrong any more
+    out = ops.call_distort(
+        batch, position.to(device), opcode, v, key.to(device).view(n, 1), dtype=batch.dtype, backend=backend
     )
     return out if images.dim() == 4 else out[0]
 
@@ -254,12 +254,12 @@ def _seed(seed: int) -> int:
     return int(seed)
 
 
-def _per_image(name: str, given: float | Sequence[float] | Tensor, n: int, low: float, high: float) -> Tensor:
-    """A number or [N] -> float64 [N] on the CPU, checked to lie in low..high."""
+def _per_image(name: str, given: float | Sequence[float] | Tensor, n: int, low: float, high: float) -> float | Tensor:
+    """A number -> itself, or [N] -> float64 [N] on the CPU; checked to lie in low..high."""
     if isinstance(given, Real):  # compared as a number, so that torch.compile can see through
         if not low <= given <= high:
             raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {given}")
-        return torch.full((n,), float(given), dtype=torch.float64, device="cpu")
+        return float(given)
     try:
         t = torch.as_tensor(given, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError):

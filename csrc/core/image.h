@@ -63,8 +63,8 @@ SHAMISA_HD uint16_t bfloat_of_float(float f) {
 // tags, so that a lambda taking `auto` is compiled once per dtype: read and write one sample
 struct U8 {
   typedef uint8_t Storage;
-  SHAMISA_HD static float read(uint8_t x) { return (float)(int)x / 255.f; }
-  SHAMISA_HD static uint8_t write(float x) { return (uint8_t)(int)clamp(x * 255.f + 0.5f, 0.f, 255.f); }
+  SHAMISA_HD static float read(uint8_t x) { return unit_of_byte(x); }
+  SHAMISA_HD static uint8_t write(float x) { return (uint8_t)(int)(x * 255.f + 0.5f); }  // of 0..1
 };
 struct F16 {
   typedef uint16_t Storage;

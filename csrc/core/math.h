@@ -19,12 +19,6 @@ template <class T>
 SHAMISA_HD T clamp(T x, T low, T high) {
   return min_of(max_of(x, low), high);
 }
-// x clamped to [0, 1]; NaN becomes 0
-SHAMISA_HD float clamp01(float x) {
-  x = x > 0.f ? x : 0.f;
-  return x < 1.f ? x : 1.f;
-}
-
 SHAMISA_HD float float_of_bits(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
   return __uint_as_float(bits);
@@ -44,6 +38,18 @@ SHAMISA_HD uint32_t bits_of_float(float f) {
 #endif
 }
 
+// x clamped to [0, high]; NaN becomes 0
+SHAMISA_HD float clamp_below(float x, float high) {
+#if defined(__CUDA_ARCH__)
+  x = x > 0.f ? x : 0.f;
+  return x < high ? x : high;
+#else
+  // positive floats are ordered as their bits: GCC makes six masks and blends of two nested selects of floats
+  return x > 0.f ? float_of_bits(min_of(bits_of_float(x), bits_of_float(high))) : 0.f;
+#endif
+}
+SHAMISA_HD float clamp01(float x) { return clamp_below(x, 1.f); }
+
 SHAMISA_HD float square_root(float x) {  // correctly rounded everywhere
 #if defined(__CUDA_ARCH__)
   return __fsqrt_rn(x);
@@ -57,6 +63,12 @@ SHAMISA_HD double square_root(double x) {
 #else
   return __builtin_sqrt(x);
 #endif
+}
+
+// i / 255 for i in 0..255, the same bits as the division: 1/255 = 1/256 + 1/65280, and the first product is exact
+SHAMISA_HD float unit_of_byte(int i) {
+  const float x = (float)i;
+  return x * (1.f / 256.f) + x * (1.f / 65280.f);
 }
 
 // nearest integer, ties to even, |x| < 2^22: the addition leaves no bits for a fraction

@@ -60,18 +60,20 @@ SHAMISA_HD bool is_absent(const Batch& batch, int64_t opcode) {  // not a stage
   return opcode < 0 || opcode >= opcode_count || min_of(batch.H, batch.W) < row_of((int)opcode).min_size;
 }
 
-// the run from stage chain.first on, which may be empty, and what follows
+// the run from stage chain.first on, which may be empty, and what follows; stages that are none do not begin or end it
 SHAMISA_HD void find_run(const Batch& batch, Chain& chain) {
   const int64_t start = chain.run.n * batch.D;
   const int64_t* const opcode = batch.opcode + start;
+  chain.run.enter = chain.first == 0;
+  while (chain.first < batch.D && is_absent(batch, opcode[chain.first])) ++chain.first;
   const auto pointwise = [=, &batch](int d) { return is_absent(batch, opcode[d]) || is_pointwise((int)opcode[d]); };
   int d = chain.first;
   while (d < batch.D && d - chain.first < longest_run && pointwise(d)) ++d;
   chain.last = d;
   chain.run.image = chain.stage.image;
-  chain.run.count = d - chain.first;
-  chain.run.enter = chain.first == 0;
   chain.run.leave = d == batch.D;
+  chain.run.count = d - chain.first;
+  while (chain.run.count > 0 && is_absent(batch, opcode[chain.first + chain.run.count - 1])) --chain.run.count;
   chain.opcode = d == batch.D || pointwise(d) ? -1 : (int)opcode[d];
   if (chain.opcode < 0) return;
   chain.stage.value = parameter(row_of(chain.opcode), batch.value[start + d]);

@@ -41,7 +41,7 @@ SHAMISA_HD Rgb rgb_of_lab(float l, float a, float b) {
 }
 
 // The 8-bit step after a trip through Lab: trunc(255 y + 1/512) / 255, so that an identity survives rounding errors.
-SHAMISA_HD float round_8bit(float y) { return (float)(int)min_of(y * 255.f + 1.f / 512.f, 255.f) / 255.f; }
+SHAMISA_HD float round_8bit(float y) { return unit_of_byte((int)(y * 255.f + 1.f / 512.f)); }
 
 // x' = m + v (x - m), m the largest channel
 SHAMISA_HD Rgb color_saturation_hsv(Rgb x, float value) {

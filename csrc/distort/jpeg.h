@@ -259,9 +259,9 @@ SHAMISA_STEP void jpeg(Team& team) {
   team.grid(p.H, p.W, [=](int y, int x) {
     const int at = y * p.W + x, full_at = y * 2 * p.chroma_w() + x;
     const int level = m.luma[y * p.luma_w() + x], cb = m.wide_cb[full_at] - 128, cr = m.wide_cr[full_at] - 128;
-    image.plane(0)[at] = (float)clamp(level + ((91881 * cr + 32768) >> 16), 0, 255) / 255.f;
-    image.plane(1)[at] = (float)clamp(level + ((-22554 * cb - 46802 * cr + 32768) >> 16), 0, 255) / 255.f;
-    image.plane(2)[at] = (float)clamp(level + ((116130 * cb + 32768) >> 16), 0, 255) / 255.f;
+    image.plane(0)[at] = unit_of_byte(clamp(level + ((91881 * cr + 32768) >> 16), 0, 255));
+    image.plane(1)[at] = unit_of_byte(clamp(level + ((-22554 * cb - 46802 * cr + 32768) >> 16), 0, 255));
+    image.plane(2)[at] = unit_of_byte(clamp(level + ((116130 * cb + 32768) >> 16), 0, 255));
   });
 }
 

@@ -287,7 +287,7 @@ SHAMISA_STEP void jpeg2000(Team& team) {
       wavelet_inverse(team);
     }
   }
-  team.each(image.samples(), [=](int i) { image.data[i] = (float)clamp(state.planes.x[i] + 128, 0, 255) / 255.f; });
+  team.each(image.samples(), [=](int i) { image.data[i] = unit_of_byte(clamp(state.planes.x[i] + 128, 0, 255)); });
 }
 
 SHAMISA_END

@@ -10,9 +10,14 @@ SHAMISA_BEGIN
 // a pixel R, G, B, 0: one 16-byte load
 #if defined(__GNUC__) && !defined(__CUDACC__)
 typedef float Quad __attribute__((vector_size(16)));
+typedef int QuadBits __attribute__((vector_size(16)));
 SHAMISA_HD Quad quad(float r, float g, float b) { return Quad{r, g, b, 0.f}; }
 SHAMISA_HD float quad_part(Quad q, int c) { return q[c]; }
 SHAMISA_HD Quad mix(Quad a, Quad b, float t) { return a + (b - a) * t; }
+SHAMISA_HD Quad clamp01(Quad q) {  // as for one float
+  const QuadBits bits = (QuadBits)q, one = QuadBits{} + 0x3f800000;
+  return (Quad)((bits < one ? bits : one) & (q > 0.f));
+}
 #else
 struct alignas(16) Quad {
   float r, g, b, unused;
@@ -22,6 +27,7 @@ SHAMISA_HD float quad_part(Quad q, int c) { return c == 0 ? q.r : c == 1 ? q.g :
 SHAMISA_HD Quad mix(Quad a, Quad b, float t) {
   return {a.r + (b.r - a.r) * t, a.g + (b.g - a.g) * t, a.b + (b.b - a.b) * t, 0.f};
 }
+SHAMISA_HD Quad clamp01(Quad q) { return {clamp01(q.r), clamp01(q.g), clamp01(q.b), 0.f}; }
 #endif
 
 constexpr int jitter_passes = 5;
@@ -40,16 +46,16 @@ SHAMISA_OP void jitter_places(Team& team, int pass) {
   const Jitter& jitter = team.template kept<op_place, Jitter>();
   team.each_words((jitter.H * jitter.W + 1) / 2, (uint32_t)pass, jitter.key, [=](int i, Words w) {
     const int H = jitter.H, W = jitter.W, half = (H * W + 1) / 2;
-    const float value = jitter.value, width = (float)W, bottom = (float)(H - 1), edge = (float)(W - 1);
+    const float value = jitter.value, rows_per_pixel = 1.f / (float)W, bottom = (float)(H - 1), edge = (float)(W - 1);
     int* const at = jitter.at;
     float *const down = jitter.down, *const right = jitter.right;
     const auto place = [=](int p, float dy, float dx) {
-      // p / W by a float division (vectorises), corrected where that rounded across an integer
-      int row = (int)((float)p / width);
+      // p / W by a float product (vectorises), corrected where that rounded across an integer
+      int row = (int)((float)p * rows_per_pixel);
       row -= row * W > p ? 1 : 0;
       row += (row + 1) * W <= p ? 1 : 0;
-      const float y = clamp((float)row + value * dy, 0.f, bottom);
-      const float x = clamp((float)(p - row * W) + value * dx, 0.f, edge);
+      const float y = clamp_below((float)row + value * dy, bottom);
+      const float x = clamp_below((float)(p - row * W) + value * dx, edge);
       const int top = (int)y, left = (int)x;
       at[p] = top * W + left;
       down[p] = y - (float)top;
@@ -92,10 +98,10 @@ SHAMISA_STEP void jitter(Team& team) {
     const bool odd = pass % 2 != 0;
     if (pass == jitter_passes - 1)
       team.each(image.pixels(), [=](int i) {
-        const Quad q = jitter_sample(jitter, odd ? jitter.pixel[1] : jitter.pixel[0], i);
-        image.plane(0)[i] = clamp01(quad_part(q, 0));
-        image.plane(1)[i] = clamp01(quad_part(q, 1));
-        image.plane(2)[i] = clamp01(quad_part(q, 2));
+        const Quad q = clamp01(jitter_sample(jitter, odd ? jitter.pixel[1] : jitter.pixel[0], i));
+        image.plane(0)[i] = quad_part(q, 0);
+        image.plane(1)[i] = quad_part(q, 1);
+        image.plane(2)[i] = quad_part(q, 2);
       });
     else
       team.each(image.pixels(), [=](int i) {
