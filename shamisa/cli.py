@@ -1,4 +1,4 @@
-"""The ``shamisa`` command: ``shamisa train|probe|score|export|distort|data ...``, as ``python -m shamisa.NAME``."""
+"""The ``shamisa`` command: ``shamisa train|probe|score|export|distort|data|bench ...``, as ``python -m shamisa.NAME``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "write encoder and regressor as one program, .onnx or .pt2",
     "data": "check photographs, pack them into tar shards",
     "distort": "draw the 26 x 5 sheet of a photograph, or families of compositions",
+    "bench": "measure the engine and the objective on this machine",
 }
 
 
