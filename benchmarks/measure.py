@@ -1,75 +1,28 @@
-"""What every benchmark needs: devices, a GPU timer, ceilings of the machine, errors, peak memory, the machine's name."""
+"""What every benchmark needs: devices, clocks, ceilings of the machine, errors, peak memory, the machine's name."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import shamisa
+from shamisa import machine as hardware
 from shamisa import ops
+from shamisa.ops import Reference, backend_context  # noqa: F401  (for the others here)
+from shamisa.profiling import all_threads, threads, time_rounds, timer  # noqa: F401
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """torch with this many CPU threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def all_threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class EventTimer:
-    """Seconds on the GPU's own clock: the timer of GPU benchmarks, read twice around many launches."""
-
-    def __init__(self) -> None:
-        self.first = torch.cuda.Event(enable_timing=True)
-        self.first.record()
-
-    def __call__(self) -> float:
-        mark = torch.cuda.Event(enable_timing=True)
-        mark.record()
-        mark.synchronize()
-        return self.first.elapsed_time(mark) / 1000
-
-
-def timer(device: str) -> Callable[[], float]:
-    """The clock for work on a device."""
-    return EventTimer() if device == "cuda" else time.perf_counter
-
-
-class Reference(TorchDispatchMode):
-    """Inside, every op of the package runs its pure-PyTorch reference, the backwards too."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        space, _, name = function._schema.name.partition("::")
-        return (ops.TABLE[name] if space == "shamisa" else function)(*args, **(kwargs or {}))
-
-
-def backend_context(row: str) -> contextlib.AbstractContextManager:
-    """The reference inside for row "reference", nothing for others."""
-    return Reference() if row == "reference" else contextlib.nullcontext()
 
 
 def compiled_reference(function: Callable, *inputs: Tensor) -> Callable:
@@ -88,13 +41,7 @@ def compiled_reference(function: Callable, *inputs: Tensor) -> Callable:
 # ---- ceilings --------------------------------------------------------------------------------------------------------
 def seconds_of(function: Callable[[], object], device: str, rounds: int = 7) -> float:
     """Median seconds of a call, after one to warm up."""
-    function()
-    clock, taken = timer(device), []
-    for _ in range(rounds):
-        start = clock()
-        function()
-        taken.append(clock() - start)
-    return statistics.median(taken)
+    return statistics.median(time_rounds(function, device, least=rounds, most=rounds))
 
 
 def copy_rate(device: str, megabytes: int) -> float:
@@ -193,39 +140,10 @@ def peak_extra(case: str, **arguments) -> dict[str, float]:
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------
-def cpu_model() -> str:
-    """As the processor calls itself."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
 def machine() -> dict:
-    """Hardware, versions and commit: no host names, no paths."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from shamisa.config import versions
-
-    found = versions()
+    """Hardware, versions and commit, those of the peers too: no host names, no paths."""
+    found = hardware.machine()
     for peer in ("scikit-learn", "kornia", "nvidia-dali-cuda130"):
         with contextlib.suppress(PackageNotFoundError):
-            found[peer] = version(peer)
-    model, cores, gpu = cpu_model(), all_threads(), None
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_name()
-    name = f"gpu-{gpu}" if gpu else f"cpu-{model}-{cores}core"
-    with contextlib.suppress(OSError):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "name": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
-        "cpu": model,
-        "cores": cores,
-        "memory_gb": round(memory, 1),
-        "gpu": gpu,
-        "cuda": torch.version.cuda if gpu else None,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": found,
-        "backends": {op: list(b) for op, b in shamisa.backends().items()},
-    }
+            found["versions"][peer] = version(peer)
+    return found

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 from measure import backend_context, compiled_reference
-from torch.nn.functional import normalize
 
-from shamisa import DistortionEngine, RelationLoss
+from shamisa import DistortionEngine
+from shamisa.workloads import inputs, objective  # noqa: F401
 
 MB = 1e6
 
@@ -76,32 +76,6 @@ def loss(B: int = 2, F: int = 2048, E: int = 768, row: str = "native", device: s
             step(*leaves)  # compiles
         extra = peak(lambda: step(*leaves), device)
     return {"extra_mb": extra / MB, "gradients_mb": 4 * 126 * B * (E + F) / MB}
-
-
-def objective(B: int, F: int, E: int, device: str = "cpu") -> tuple[Callable, list[torch.Tensor]]:
-    """(step, leaves): step(z_ref, z_dist, h_ref, h_dist) gives the objective and its gradients, those of the anchors last."""
-    leaves, plan = inputs(B, F, E, device)
-    torch.manual_seed(0)
-    loss = RelationLoss(feature_dim=F).to(device)
-    anchors = list(loss.anchors.parameters())
-
-    def step(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with torch.enable_grad():
-            fresh = [x.detach().requires_grad_() for x in tensors]
-            total = loss(*fresh, plan).total
-            return total.detach(), *torch.autograd.grad(total, [*fresh, *anchors])
-
-    return step, [x.detach() for x in leaves]
-
-
-def inputs(B: int, F: int, E: int, device: str = "cpu") -> tuple[list[torch.Tensor], object]:
-    """z_ref, z_dist, h_ref, h_dist that require gradients, and the plan: V = 6, C = 4, L = 5, so N = 126 B."""
-    plan = DistortionEngine().sample(B, seed=0)
-    g = torch.Generator().manual_seed(0)
-    shapes = ((B, 6), (B, 6, 4, 5))
-    z = [torch.randn(*s, E, generator=g) for s in shapes]
-    h = [normalize(torch.rand(*s, F, generator=g), dim=-1) for s in shapes]
-    return [x.to(device).requires_grad_() for x in (*z, *h)], plan.to(device)
 
 
 CASES = {"engine": engine, "loss": loss}

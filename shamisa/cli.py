@@ -1,4 +1,4 @@
-"""The ``shamisa`` command: ``shamisa train|probe|score|export|distort|data ...``, as ``python -m shamisa.NAME``."""
+"""The ``shamisa`` command: ``shamisa train|probe|score|export|distort|data|bench ...``, as ``python -m shamisa.NAME``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "export encoder and regressor as one program, .onnx or .pt2",
     "data": "check photographs, or pack them into tar shards",
     "distort": "draw the distortions of a photograph: all 26 at 5 levels, or random compositions",
+    "bench": "measure the engine and the objective on this machine",
 }
 
 

@@ -7,6 +7,7 @@ compiler, a unit test and a GPU all call ``torch.ops.shamisa.NAME``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .reference import distort as reference_distort
 from .reference import philox as reference_philox
@@ -359,9 +361,13 @@ define(
 
 
 # ---- backends --------------------------------------------------------------------------------------------------------
+def _switched_off() -> bool:
+    return os.environ.get("SHAMISA_NATIVE") == "0"
+
+
 def _load_compiled() -> None:
     """Import the compiled libraries that were built; importing registers their kernels. SHAMISA_NATIVE=0 goes without."""
-    if os.environ.get("SHAMISA_NATIVE") == "0":
+    if _switched_off():
         return
     for name, wanted in (("_C", True), ("_C_cuda", torch.version.cuda is not None)):
         if wanted and importlib.util.find_spec(f"{__package__}.{name}") is not None:
@@ -379,6 +385,26 @@ def has_kernel(op: str, device: str) -> bool:
 def backends() -> dict[str, tuple[str, ...]]:
     """What runs where: op name -> the backends it has, of "cpu", "cuda" and "reference"."""
     return {op: (*(d for d in ("cpu", "cuda") if has_kernel(op, d)), "reference") for op in TABLE}
+
+
+def how_to_compile(device: str) -> str:
+    """What gives device type ``device`` ("cpu" or "cuda") the kernels that it lacks, in words."""
+    off = "unset SHAMISA_NATIVE, which is 0; where nothing was compiled, " if _switched_off() else ""
+    toolkit = " and the CUDA toolkit of torch's CUDA version (SHAMISA_CUDA=1)" if device == "cuda" else ""
+    return f"{off}run `pip install --no-build-isolation .` in the source folder with a C++ compiler{toolkit}"
+
+
+class Reference(TorchDispatchMode):
+    """Inside, every op of the package runs its pure-PyTorch reference, the backwards too."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        space, _, name = function._schema.name.partition("::")
+        return (TABLE[name] if space == "shamisa" else function)(*args, **(kwargs or {}))
+
+
+def backend_context(row: str) -> contextlib.AbstractContextManager:
+    """The reference inside for row "reference", nothing for others."""
+    return Reference() if row == "reference" else contextlib.nullcontext()
 
 
 def run_distort(
@@ -428,7 +454,6 @@ def call_distort(
     if backend == "native" and not has_kernel("distort", source.device.type):
         raise RuntimeError(
             f"backend='native' needs the compiled kernels for {source.device.type}, which this installation lacks: "
-            "run `pip install --no-build-isolation .` in the source folder with a C++ compiler"
-            + (" and the CUDA toolkit of torch's CUDA version (SHAMISA_CUDA=1)" if source.device.type == "cuda" else "")
+            + how_to_compile(source.device.type)
         )
     return torch.ops.shamisa.distort(*arguments)

@@ -1,9 +1,13 @@
-"""Where a step's time goes: a stopwatch of its parts (and ranges for profilers), a recording by torch's profiler."""
+"""Where the time goes: rounds of a call, a stopwatch of a step's parts (and ranges for profilers), a recording of steps."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,6 +16,70 @@ PARTS = ("data", "distortions", "encoder", "loss", "backward", "optimizer")  # o
 WAIT = 2  # steps before a recording: the first ones allocate and choose algorithms
 
 
+# ---- a call ----------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch with this many CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def all_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class EventTimer:
+    """Seconds on the current GPU's own clock, read twice around many launches."""
+
+    def __init__(self) -> None:
+        self.first = torch.cuda.Event(enable_timing=True)
+        self.first.record()
+
+    def __call__(self) -> float:
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record()
+        mark.synchronize()
+        return self.first.elapsed_time(mark) / 1000
+
+
+def timer(device: str) -> Callable[[], float]:
+    """The clock for work on a device type, "cpu" or "cuda"."""
+    return EventTimer() if device == "cuda" else time.perf_counter
+
+
+def time_rounds(
+    call: Callable[[], object], device: str, *, seconds: float = 0.0, least: int = 3, most: int = 50
+) -> list[float]:
+    """Seconds of a call, one figure per round, after a call that warms up and is not counted.
+
+    A round repeats a call that is shorter than a millisecond.
+
+    Args:
+        device: its type, whose clock is read.
+        seconds: no new round begins after them, but for the least.
+        least, most: number of rounds, at least 1.
+    """
+    call()
+    clock, taken, repeat = timer(device), [], 1
+    begin = start = clock()
+    while len(taken) < least or (len(taken) < most and start - begin < seconds):
+        for _ in range(repeat):
+            call()
+        end = clock()
+        if repeat == 1 and not taken and end - start < 1e-3:  # not kept, as it is a round of another length
+            repeat = max(2, math.ceil(1e-3 / max(end - start, 1e-6)))
+        else:
+            taken.append((end - start) / repeat)
+        start = clock()
+    return taken
+
+
+# ---- a step ----------------------------------------------------------------------------------------------------------
 class Stopwatch:
     """Seconds of the parts of a step: host time on a CPU, events on a GPU, so that timing never waits for it.
 

@@ -213,7 +213,9 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="continue an existing table: photographs that have a row are not scored again",
     )
-    parser.add_argument("--batch", type=int, default=8, help="photographs per encoder call, ten crops each [8]")
+    parser.add_argument(
+        "--batch", type=int, help="photographs per encoder call, ten crops each [1 on a CPU, 8 on a GPU]"
+    )
     parser.add_argument(
         "--workers", type=int, default=2, help="decoding threads; together they hold at most 100 megapixels [2]"
     )

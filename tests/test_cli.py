@@ -46,6 +46,7 @@ def test_errors_and_interrupts_are_one_line(capsys):
         ("data verify photos", "data.__main__.open_photos", "nothing was written"),
         ("data pack photos --out shards", "data.__main__.open_photos", "shards was not made; start it again"),
         ("distort photo.png --out sheet.png", "sheet.read_photo", "nothing was written"),
+        ("bench --out bench.json --quiet", "bench.make_cases", "nothing was written"),
         ("train --out run", "train.Trainer", "nothing was made"),
     ],
 )
