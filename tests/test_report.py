@@ -221,6 +221,10 @@ def test_committed_results_name_no_paths_and_fill_the_readme():
         assert path.stat().st_size < 300_000
         text = path.read_text()
         assert not any(word in text for word in ('"/', "hostname", '"node"'))
+        for b in report.load(path)["benchmarks"]:
+            info = b["info"]
+            assert "max_error" in info or info["no_error"], b["name"]
+            assert "share_of_copy" in info or "share_of_matmul" in info, b["name"]
     readme = (FILE.parents[1] / "README.md").read_text()
     headline = "\n\n".join(report.headline(report.load(path)) for path in paths)
     assert readme.partition(report.HEAD_START)[2].partition(report.HEAD_END)[0].strip() == headline
