@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import io
 import struct
 import sys
@@ -20,6 +21,14 @@ from shamisa.data.pack import pack
 pytest.importorskip("nvidia.dali")
 from shamisa.data import dali as data_dali
 from shamisa.data.dali import DaliReferences, read_ahead
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_pipeline_is_left():
+    """A pipeline that a later test's forked worker would collect waits there for ever: its threads are not in the fork."""
+    yield
+    gc.collect()
+
 
 FIELDS = {"batch_size": 3, "seed": 11, "crop": 40, "scales": (1.0, 0.5, 0.3)}
 
