@@ -11,9 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its p
 # the threads of NumPy and SciPy do not listen to torch.set_num_threads
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
-import ctypes
 import math
-import sys
 import time
 
 import measure
@@ -21,15 +19,13 @@ import memory
 import pytest
 import torch
 
+from shamisa.allocator import keep_freed_memory
+
 CEILINGS: dict[str, dict] = {}  # device -> rates, for the JSON
 
-if sys.platform == "linux":
-    # Whether glibc gives freed memory back to the system, so that the next call pays for it in page faults, depends on what
-    # ran before, and moved rows by a factor of two. Here it keeps it, for ours and for what ours is compared with.
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
-    libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+# Whether glibc gives freed memory back to the system, so that the next call pays for it in page faults, depends on what ran
+# before, and moved rows by a factor of two. Here it keeps it, for ours and for what ours is compared with.
+keep_freed_memory()
 
 
 def pytest_addoption(parser):

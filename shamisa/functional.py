@@ -303,7 +303,8 @@ class _Gather(torch.autograd.Function):
         ctx.ranks, ctx.first, ctx.rows = dist.get_world_size(), dist.get_rank() * len(x), len(x)
         out = x.new_empty(ctx.ranks * len(x), *x.shape[1:])
         dist.all_gather_into_tensor(out, x.contiguous())
-        return out
+        # torch 2.11 compiles an output that was written in place to one without a gradient, and says nothing
+        return out.clone() if torch.compiler.is_compiling() else out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 
 from . import config as configuration
 from . import demo, dryrun, embeddings, loggers, plots, runs
+from .allocator import keep_freed_memory
 from .cli import INTERRUPTED, complain
 from .config import Config
 from .distortions import DISTORTIONS
@@ -277,6 +278,8 @@ def main(argv: list[str] | None = None) -> int:
         return end(
             f"interrupted; {f'{options.resume} is as it was' if options.resume else 'nothing was made'}", INTERRUPTED
         )
+    if trainer.device.type == "cpu":
+        keep_freed_memory()
     try:
         if options.dry_run:
             dryrun.run(trainer)
