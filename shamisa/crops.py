@@ -67,7 +67,8 @@ def ten_crops(images: Tensor, crop: int) -> Tensor:
     full = _take(images, rows[places[:, 0]], cols[places[:, 1]])
     (rows, down), (cols, across) = (_half_filter(images, dim, crop) for dim in (2, 3))
     half = _take(images, rows[places[:, 0]], cols[places[:, 1]]).double()
-    half = _rounded(half @ across[places[:, 1]].mT)
+    # transposed before it is chosen: onnxruntime 1.23 fuses a transpose beside a product into an op it has not for doubles
+    half = _rounded(half @ across.mT[places[:, 1]])
     half = _rounded(down[places[:, 0]] @ half)
     return torch.stack([full, half.to(torch.uint8)], 1).transpose(2, 3)
 
