@@ -11,9 +11,11 @@ import pytest
 
 MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 PROGRAM = """
-import resource, sys
-from shamisa.allocator import keep_freed_memory
+import ctypes, resource, sys
+from shamisa.allocator import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 import torch
+for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):  # what glibc starts with, without its guesses
+    ctypes.CDLL(None).mallopt(threshold, 128 << 10)
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):  # a step: six blocks live at once, then none
