@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import gc
 import io
 import struct
+import subprocess
 import sys
 import zlib
 from collections import Counter
@@ -21,14 +21,6 @@ from shamisa.data.pack import pack
 pytest.importorskip("nvidia.dali")
 from shamisa.data import dali as data_dali
 from shamisa.data.dali import DaliReferences, read_ahead
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pipeline_is_left():
-    """A pipeline that a later test's forked worker would collect waits there for ever: its threads are not in the fork."""
-    yield
-    gc.collect()
-
 
 FIELDS = {"batch_size": 3, "seed": 11, "crop": 40, "scales": (1.0, 0.5, 0.3)}
 
@@ -278,3 +270,24 @@ def test_reading_ahead():
     with pytest.raises(RuntimeError, match="seven"):
         list(read_ahead(make, range(5, 9), 1))
     assert Counter(made)[8] <= 1
+
+
+FORK = """
+import gc, os, signal, torch
+from shamisa.data.dali import build_pipeline
+gc.disable()
+kept = build_pipeline(2, 1, torch.device("cpu"))
+build_pipeline(2, 1, torch.device("cpu"))  # garbage at once, in a cycle
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # ends a child that waits
+    kept = None
+    gc.collect()
+    os._exit(7)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_collects_no_pipeline():
+    """Its threads stayed in the parent: the fork would wait for them for ever."""
+    assert subprocess.run([sys.executable, "-c", FORK], timeout=120).returncode == 7

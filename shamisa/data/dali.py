@@ -9,6 +9,7 @@ is decoded by Pillow, and counted with the reason in ``decoded``.
 from __future__ import annotations
 
 import os
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -266,6 +267,11 @@ def _dali() -> ModuleType:
     return nvidia.dali
 
 
+_BUILT: weakref.WeakSet = weakref.WeakSet()  # the pipelines of this process
+_INHERITED: list = []  # those of its parents: destroying one would wait for threads that a fork has not
+os.register_at_fork(after_in_child=lambda: _INHERITED.extend(_BUILT))
+
+
 def build_pipeline(batch_size: int, threads: int, device: torch.device) -> object:
     """Encoded images, anchors and shapes -> regions as uint8 [h, w, 3], in stored orientation."""
     dali = _dali()
@@ -296,6 +302,7 @@ def build_pipeline(batch_size: int, threads: int, device: torch.device) -> objec
         )
         pipeline.set_outputs(pixels)
     pipeline.build()
+    _BUILT.add(pipeline)
     return pipeline
 
 
