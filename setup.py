@@ -28,7 +28,7 @@ CXX = ["-std=c++17", "-O3", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
 # square roots and change no result (unlike -ffast-math).
 KERNEL = [*CXX, "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-lineinfo", "-DUSE_CUDA"]
-SOURCES = f"-fmacro-prefix-map={ROOT.resolve()}/="  # the errors of ops name csrc/..., not the folder of this machine
+RELATIVE = f"-fmacro-prefix-map={ROOT.resolve()}/="  # the errors of ops name csrc/..., not the folder of this machine
 HEADERS = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").glob("*/*")) if p.suffix in (".h", ".cuh")]
 
 
@@ -143,10 +143,10 @@ def native() -> dict:
             depends=HEADERS,
             language="c++",
         ),
-        ops(CppExtension, "_C", ops_cpu, cxx=[*CXX, *STABLE, *X86, SOURCES]),
+        ops(CppExtension, "_C", ops_cpu, cxx=[*CXX, *STABLE, *X86, RELATIVE]),
     ]
     if not missing:
-        flags = {"cxx": [*CXX, *STABLE, SOURCES], "nvcc": [*NVCC, *STABLE, "-Xcompiler", SOURCES]}
+        flags = {"cxx": [*CXX, *STABLE, RELATIVE], "nvcc": [*NVCC, *STABLE, "-Xcompiler", RELATIVE]}
         modules.append(ops(CUDAExtension, "_C_cuda", sources("cuda/*.cu"), **flags))
 
     class Build(BuildExtension):

@@ -24,7 +24,8 @@ from shamisa.allocator import keep_freed_memory
 CEILINGS: dict[str, dict] = {}  # device -> rates, for the JSON
 
 # Whether glibc gives freed memory back to the system, so that the next call pays for it in page faults, depends on what ran
-# before, and moved rows by a factor of two. Here it keeps it, for ours and for what ours is compared with.
+# before, and moved rows by a factor of two. Here it keeps it, for ours and for what ours is compared with,
+# unless the environment decides.
 keep_freed_memory()
 
 

@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
     """From now on this process keeps up to 1 GiB of what it frees, for its next allocations. -> whether that was set.
 
     Not set where the C library is not glibc, nor where the user's environment (MALLOC_..._THRESHOLD_, GLIBC_TUNABLES)
-    has decided. The peak of the memory in use is the same; between two peaks less of it goes back.
+    has decided. The price is memory: 60 steps of the demonstration took 1,065 MB at their peak, before 987 MB.
     """
     decided = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys()
     if platform.libc_ver()[0] != "glibc" or decided or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):

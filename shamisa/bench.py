@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from .allocator import keep_freed_memory
 from .cli import guard
 from .config import EMBEDDED, resolve
 from .files import write_json
@@ -161,6 +162,8 @@ def run(given: argparse.Namespace) -> int:
     device = check(given)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and streams are those of the current device
+    else:
+        keep_freed_memory()  # as `train`
     cases = make_cases(device, given.samples, given.threads, not given.no_reference, given.distortions)
     if not cases:
         raise ValueError(f"--no-reference leaves nothing: no kernels for {device.type}; {how_to_compile(device.type)}")
