@@ -115,6 +115,11 @@ class Config:
     init: str = setting(
         "imagenet", "initial weights of the encoder: imagenet, none (random), or a .safetensors or .pth file"
     )
+    features: str = setting(
+        "last",
+        "what h is: last (the network's output), stages (that and mean and standard deviation of every stage, each of "
+        "norm 1), or some of last,stage1,stage2,...",
+    )
     hidden: int = setting(3072, "width of the projector's hidden layer", low=1, high=65536)
     embedding: int = setting(768, "E, dimension of the embedding", low=2, high=65536)
     # objective

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import iqa_sets, metrics, probe, ridge, runs, splits
+from .encoders import describe
 from .labels import LabelError, Labels, read_csv
 from .protocol import finite, median, probe_split, without
 
@@ -54,7 +55,7 @@ def open_sources(given: argparse.Namespace) -> dict[str, probe.Source]:
     return sources
 
 
-def run_cross(given: argparse.Namespace) -> dict:
+def run_cross(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> dict:
     """The probe with --cross: prints the matrices, writes cross.json into --out; returns its content."""
     for option in ("labels", "dataset", "root", "split_files"):
         if getattr(given, option) is not None:
@@ -64,7 +65,7 @@ def run_cross(given: argparse.Namespace) -> dict:
         raise ValueError(f"--splits must be at least 1, got {given.splits}")
     sources = open_sources(given)
     chosen = {name: splits.make_splits(s.labels, given.splits or 10, given.seed) for name, s in sources.items()}
-    extractors = probe.open_extractors(given)
+    extractors = probe.open_extractors(given, encoder)
     out = probe.open_folder(given, "probe-cross")
     (out / "cross.json").unlink(missing_ok=True)
 
@@ -86,7 +87,7 @@ def run_cross(given: argparse.Namespace) -> dict:
         records.append(
             {
                 "checkpoint": checkpoint,
-                "encoder": extractor.encoder.name,
+                **describe(extractor.encoder),
                 "encoder_hash": extractor.hash,
                 "matrix": matrix,  # trained on -> tested on -> numbers
             }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import metrics, ridge
 from .data.embedded import EmbeddedPhotos
+from .encoders import evaluating, normalization
 from .engine import DistortionEngine, normalize
 
 PROXY = "SSIM to the pristine crop (a proxy, not human scores)"
@@ -64,13 +65,10 @@ def _centre(photo: Tensor, crop: int) -> Tensor:
 @torch.inference_mode()
 def features(encoder: nn.Module, images: Tensor, batch: int = 64) -> Tensor:
     """images [n, 3, H, W] uint8 -> h [n, F] float32 on the CPU, the encoder in eval mode; its mode is restored."""
-    training = encoder.training
-    device = next(encoder.parameters()).device
-    encoder.eval()
-    try:
-        return torch.cat([encoder(normalize(part.to(device))).float().cpu() for part in images.split(batch)])
-    finally:
-        encoder.train(training)
+    device, numbers = next(encoder.parameters()).device, normalization(encoder)
+    with evaluating(encoder):
+        parts = images.split(batch)
+        return torch.cat([encoder(normalize(part.to(device), **numbers)).float().cpu() for part in parts])
 
 
 def cross_validate(X: Tensor, target: np.ndarray, photo: np.ndarray, folds: int) -> np.ndarray:

@@ -99,7 +99,7 @@ def memory(trainer: Trainer, before: int) -> dict[str, str]:
         "crops": views * pixels,
         "images": images * pixels * itemsize,
         "prefixes of chains": views * c.compositions * pixels * 4,
-        "h and z with gradients": 2 * 4 * images * (trainer.model.encoder.feature_dim + c.embedding),
+        "h and z with gradients": 2 * 4 * images * (trainer.model.feature_dim + c.embedding),
     }
     peak = peak_memory(trainer.device)
     counted = sum(known.values())

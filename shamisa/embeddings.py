@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .distortions import NAMES
+from .encoders import evaluating
 from .engine import distort, normalize
 
 BINS = 8  # of severity gaps in 0..4
@@ -108,9 +109,7 @@ def evaluate(trainer) -> dict:
         distortion of single distortions at two severities of up to 8 photographs, among other photographs.
     """
     encoder, config = trainer.model.encoder, trainer.config
-    training = encoder.training
-    encoder.eval()
-    try:
+    with evaluating(encoder):
         last = max(1, trainer.steps)
         steps = range(max(0, last - -(-SAMPLES // config.batch)), last)
         zs, hs, severities = [], [], []
@@ -118,7 +117,8 @@ def evaluate(trainer) -> dict:
         for step in steps:
             crops = trainer.references.batch(step * config.accumulate)[0][:count]
             plan = trainer.engine.sample(count, seed=config.seed, step=step)
-            x = trainer.engine(crops.to(trainer.device), plan.to(trainer.device), backend=config.backend)
+            options = {"backend": config.backend, **trainer.normalization}
+            x = trainer.engine(crops.to(trainer.device), plan.to(trainer.device), **options)
             h = _features(encoder, x.flatten(0, 3))
             zs.append(trainer.model.projector(h.to(trainer.device)).float().cpu().unflatten(0, x.shape[:4]))
             hs.append(torch.nn.functional.normalize(h, dim=1).unflatten(0, x.shape[:4]))
@@ -131,8 +131,6 @@ def evaluate(trainer) -> dict:
         composition["labels"] = [f"sample {i // C}, chain {i % C}" for i in range(S * C)]
         gaps = {"z": distance_by_gap(z, severity), "h": distance_by_gap(h, severity)}
         return {"distance_by_gap": gaps, "composition": composition, "kind": _kinds(trainer, encoder)}
-    finally:
-        encoder.train(training)
 
 
 def _features(encoder: torch.nn.Module, x: Tensor, batch: int = 64) -> Tensor:
@@ -154,7 +152,8 @@ def _kinds(trainer, encoder: torch.nn.Module) -> dict | None:
     for name in names:
         for severity in SEVERITIES:
             images = distort(photos, name, severity=severity, seed=config.seed, backend=config.backend)
-            rows.append(_features(encoder, normalize(images, backend=config.backend)))
+            x = normalize(images, backend=config.backend, **trainer.normalization)
+            rows.append(_features(encoder, x))
     h = torch.nn.functional.normalize(torch.cat(rows), dim=1)
     label = torch.arange(len(names)).repeat_interleave(len(SEVERITIES) * count)
     photo = torch.arange(count).repeat(len(names) * len(SEVERITIES))

@@ -145,10 +145,12 @@ def normalize(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
     backend: str = "auto",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
     """Network input without any distortion: images [..., 3, H, W] uint8 or floating -> (x - mean) / std, same shape.
 
-    The same op as the engine's, with empty chains.
+    The same op as the engine's, with empty chains. mean and std belong to the encoder: ``encoders.normalization``.
     """
     if images.dim() < 4 or images.shape[-3] != 3:
         raise ValueError(f"images must be [..., 3, H, W], got {list(images.shape)}")
@@ -161,8 +163,8 @@ def normalize(
         empty,
         empty.to(torch.float32),
         empty,
-        mean=list(IMAGENET_MEAN),
-        std=list(IMAGENET_STD),
+        mean=list(mean),
+        std=list(std),
         dtype=dtype,
         channels_last=memory_format == torch.channels_last,
         backend=backend,
@@ -437,16 +439,19 @@ class DistortionEngine:
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
         backend: str = "auto",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
     ) -> Tensor:
         """Apply a plan: references [B, V, 3, H, W] -> x [B, V, C, L, 3, H, W].
 
         Args:
             references: uint8 in 0..255 or floating in 0..1 (clamped, NaN counts as 0), CPU or CUDA; never modified.
             plan: of the same B; moved to the device of the references.
-            normalize: subtract the ImageNet mean and divide by its standard deviation; False leaves values in 0..1.
+            normalize: subtract ``mean`` and divide by ``std``; False leaves values in 0..1.
             dtype: float32, bfloat16, float16 or, without normalize, uint8 (rounded to nearest).
             memory_format: contiguous or channels_last, of the last four dimensions.
             backend: as in ``shamisa.distort``.
+            mean, std: three numbers each, of RGB in 0..1; ImageNet's, or those of the encoder (``encoders.normalization``).
 
         Raises:
             ValueError, TypeError: a bad argument, or an image smaller than a distortion of the plan allows.
@@ -492,8 +497,8 @@ class DistortionEngine:
             source,
             index.reshape(-1),
             *(t.reshape(-1, D) for t in (opcode, value, key)),
-            mean=list(IMAGENET_MEAN) if normalize else None,
-            std=list(IMAGENET_STD) if normalize else None,
+            mean=list(mean) if normalize else None,
+            std=list(std) if normalize else None,
             dtype=dtype,
             channels_last=memory_format == torch.channels_last,
             backend=backend,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ._version import __version__
 from .cli import guard
 from .crops import ten_crops
+from .encoders import describe
 from .labels import describe_scale
 from .quality import QualityNet
 
@@ -66,6 +67,7 @@ def about(net: QualityNet, encoder_hash: str) -> dict:
         "score": "[n] in 0..1, higher is better",
         "raw": f"[n] on {describe_scale(**net.regressor().scale)}",
         "crop": net.crop,
+        **describe(net.encoder),
         "encoder_hash": encoder_hash,
         "regressor": net.about,
     }

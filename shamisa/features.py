@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from .crops import CROPS, SCALES, views
 from .data.decode import at_least
 from .data.photos import MAX_PIXELS, PhotoError, read_photo
+from .encoders import describe, is_plain, normalization
 from .engine import normalize
 from .files import hash_file
 
@@ -45,11 +46,15 @@ def photographs_per_call(batch: int | None, device: torch.device) -> int:
 
 
 def hash_encoder(encoder: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of all weights and buffers, and the network's name if it has one."""
+    """SHA-256 over names, types, shapes and bytes of all weights and buffers, and the network's name if it has one; over
+    the choice of features and the normalisation too, where they are not the last layer and ImageNet's."""
     digest = hashlib.sha256(str(getattr(encoder, "name", "")).encode())
     for name, t in sorted(encoder.state_dict().items()):
         digest.update(f"|{name}|{t.dtype}|{list(t.shape)}|".encode())
         digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    if not is_plain(encoder):
+        about = describe(encoder)
+        digest.update(f"|{about['features']}|{about['mean']}|{about['std']}|".encode())
     return digest.hexdigest()
 
 
@@ -92,7 +97,8 @@ class Extractor:
     """Photographs -> features [5, 2F] of a frozen encoder.
 
     Args:
-        encoder: normalised images [N, 3, crop, crop] -> h [N, F]; moved to ``device`` and set to eval mode.
+        encoder: any module, images [N, 3, crop, crop] normalised by its mean and std (``encoders.normalization``) ->
+            h [N, F]; moved to ``device`` and set to eval mode.
         crop: side of the crops, pixels.
         device: where the encoder runs.
         batch: photographs per call of the encoder; each is ten crops. None: see ``photographs_per_call``.
@@ -119,6 +125,7 @@ class Extractor:
         batch = photographs_per_call(batch, self.device)
         self.encoder = encoder.eval().to(self.device)
         self.crop, self.batch, self.workers = crop, batch, workers
+        self.normalization = normalization(encoder)
         self.hash = hash_encoder(encoder)
         self._room = _Room(PIXELS_TOGETHER)
         self.cache = None
@@ -133,7 +140,7 @@ class Extractor:
         Raises RuntimeError where the encoder gives anything but finite [N, F].
         """
         B = crops.shape[0]
-        h = self.encoder(normalize(crops.flatten(0, 2).to(self.device)))
+        h = self.encoder(normalize(crops.flatten(0, 2).to(self.device), **self.normalization))
         if h.dim() != 2 or h.shape[0] != B * SCALES * CROPS:
             raise RuntimeError(f"encoder must give [N, F] = [{B * SCALES * CROPS}, F], got {list(h.shape)}")
         h = h.float().cpu()

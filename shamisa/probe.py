@@ -15,6 +15,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from PIL import Image
 
 from . import iqa_sets, ridge, runs, splits
 from .cli import guard
+from .encoders import LAST, describe, features_of, name_of
 from .features import CROPS, SCALES, Extractor, Features, extract, extract_difference
 from .files import printable
 from .labels import QUALITY, LabelError, Labels, find_files, find_references, read_csv
@@ -37,9 +39,12 @@ IMAGENET = "imagenet:"  # --checkpoint imagenet:torchvision/resnet50
 STATISTICS = "statistics"  # --checkpoint statistics: the hand-made baseline
 
 
-def open_encoder(checkpoint: str | os.PathLike, seed: int = 0) -> torch.nn.Module:
+def open_encoder(checkpoint: str | os.PathLike, seed: int = 0, features: str | None = None) -> torch.nn.Module:
     """A run or checkpoint folder or file, ``untrained:NAME`` (random weights by ``seed``), ``imagenet:NAME``, or
     ``statistics`` (``SceneStatistics``, where there is no file of that name); in eval mode.
+
+    features: see ``models.Encoder``; None: those that the run was trained with, else the last layer. Without meaning for
+        ``statistics``.
 
     Raises ValueError or RuntimeError, with the reason.
     """
@@ -52,8 +57,8 @@ def open_encoder(checkpoint: str | os.PathLike, seed: int = 0) -> torch.nn.Modul
         if checkpoint.startswith(prefix):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                return Encoder(checkpoint.removeprefix(prefix), init).eval()
-    return runs.load_encoder(checkpoint)
+                return Encoder(checkpoint.removeprefix(prefix), init, features or LAST).eval()
+    return runs.load_encoder(checkpoint, features=features)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -71,6 +76,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="a run folder, a checkpoint folder or file, untrained:NAME or imagenet:NAME (NAME as torchvision/resnet50), "
         "or statistics: a baseline of 27 hand-made statistics of natural scenes, colour and sharpness",
+    )
+    parser.add_argument(
+        "--features",
+        metavar="NAMES",
+        help="what is taken of the encoders: last, stages, or some of last,stage1,stage2,..., see shamisa train --help [as "
+        "the run was trained, else last]",
     )
     parser.add_argument("--untrained", action="store_true", help="also probe the same network with random weights")
     parser.add_argument("--compare", nargs="+", default=[], metavar="RUN", help="also probe these, in the same tables")
@@ -211,16 +222,24 @@ def read_splits(given: argparse.Namespace, labels: Labels) -> list[Split]:
     return splits.make_splits(labels, given.splits or 10, given.seed)
 
 
-def open_extractors(given: argparse.Namespace) -> list[tuple[str, Extractor]]:
-    """(name, extractor) of --checkpoint, --untrained and --compare. Each is tried on blank crops: one that cannot take them
-    is a ValueError now, and not when the others have gone through all images."""
-    encoders = [(given.checkpoint, open_encoder(given.checkpoint, given.seed))]
+def open_extractors(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> list[tuple[str, Extractor]]:
+    """(name, extractor) of --checkpoint (or the module given in its place), --untrained and --compare. Each is tried on
+    blank crops: one that cannot take them is a ValueError now, and not when the others have gone through all images."""
+    if encoder is not None and given.features is not None and not isinstance(encoder, Encoder):
+        raise ValueError(f"--features are for encoders of this package, got {given.features!r} for {name_of(encoder)}")
+    if isinstance(encoder, Encoder) and given.features is not None:
+        encoder.select(given.features)
+    # the run's own choice holds for its comparisons with random weights too
+    if encoder is None:
+        encoder = open_encoder(given.checkpoint, given.seed, given.features)
+    encoders = [(given.checkpoint, encoder)]
+    features = given.features or features_of(encoder)
     if given.untrained:
         if not isinstance(encoders[0][1], Encoder):
             raise ValueError(f"--untrained needs a checkpoint with weights, got {given.checkpoint}")
         name = UNTRAINED + encoders[0][1].name
-        encoders.append((name, open_encoder(name, given.seed)))
-    encoders += [(name, open_encoder(name, given.seed)) for name in given.compare]
+        encoders.append((name, open_encoder(name, given.seed, features)))
+    encoders += [(name, open_encoder(name, given.seed, given.features)) for name in given.compare]
     device = choose_device(given.device)
     options = {n: getattr(given, n) for n in ("crop", "batch", "workers", "cache")}
     found = [(name, Extractor(e, device=device, **options)) for name, e in encoders]
@@ -272,8 +291,23 @@ def write_results(out: Path, results: dict, first: First, about: dict, title: st
     runs.write_json(out / "results.json", results)
 
 
-def run(given: argparse.Namespace) -> dict:
-    """Everything between the command line and the exit status; returns what results.json holds.
+def probe_encoder(encoder: torch.nn.Module, arguments: Sequence[str]) -> dict:
+    """Probe any module that maps normalised images [N, 3, H, W] to h [N, F], from Python; see ``encoders`` for what it may
+    state about itself. Prints and writes what the command does; returns what results.json holds.
+
+    arguments: of the command, without --checkpoint: ["--labels", "scores.csv", "--out", "DIR"].
+
+    Raises ValueError or RuntimeError for bad input, before any features are computed.
+    """
+    arguments = ["--checkpoint", name_of(encoder), *map(str, arguments)]
+    given = make_parser().parse_args(arguments)
+    given.command = shlex.join(["shamisa.probe.probe_encoder", *arguments])
+    return run(given, encoder)
+
+
+def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> dict:
+    """Everything between the command line and the exit status; returns what results.json holds. ``encoder``: a module in
+    place of the one that --checkpoint names.
 
     Raises ValueError or RuntimeError for bad input, before any features are computed.
     """
@@ -282,11 +316,11 @@ def run(given: argparse.Namespace) -> dict:
     if given.cross is not None:
         from .cross import run_cross
 
-        return run_cross(given)
+        return run_cross(given, encoder)
     source = read_source(given)
     labels = source.labels
     chosen = read_splits(given, labels)
-    extractors = open_extractors(given)
+    extractors = open_extractors(given, encoder)
     out = open_folder(given, f"probe-{labels.name}")
 
     rows, records, first = [], [], None
@@ -307,7 +341,8 @@ def run(given: argparse.Namespace) -> dict:
         records.append(
             {
                 "checkpoint": name,
-                "encoder": extractor.encoder.name,
+                **describe(extractor.encoder),
+                "weights": source_of(extractor.encoder),
                 "encoder_hash": extractor.hash,
                 "feature_dim": features.values.shape[2],
                 "median": median(numbers),
@@ -318,7 +353,7 @@ def run(given: argparse.Namespace) -> dict:
         )
     hashes = [s.hash(labels) for s in chosen]
     about = {
-        "encoder": first.extractor.encoder.name,
+        **describe(first.extractor.encoder),
         # features of full reference are others: the mark keeps `shamisa score` from taking this regressor
         "encoder_hash": ("full-reference:" if given.full_reference else "") + first.extractor.hash,
         "checkpoint": given.checkpoint,
@@ -347,7 +382,7 @@ def run(given: argparse.Namespace) -> dict:
     )
     n = first.numbers
     which = f" of the first of {len(chosen)} splits" if len(chosen) > 1 else ""
-    title = f"{first.extractor.encoder.name} on {labels.name}, {len(first.split.test)} test images{which}: SRCC {n['srcc']:.4f}, PLCC {n['plcc']:.4f}"
+    title = f"{name_of(first.extractor.encoder)} on {labels.name}, {len(first.split.test)} test images{which}: SRCC {n['srcc']:.4f}, PLCC {n['plcc']:.4f}"
     write_results(out, results, first, about, title)
     several = f"{len(chosen)} splits, the first: " if len(chosen) > 1 else ""
     kind = ", full reference" if given.full_reference else ""
@@ -355,6 +390,9 @@ def run(given: argparse.Namespace) -> dict:
     if features.failed:
         worst = next(iter(features.failed.values()))
         say(f"{len(features.failed)} of {len(labels)} images cannot be read and are left out, the first is {worst}")
+    for name, extractor in extractors:
+        if (weights := source_of(extractor.encoder)) not in (None, "random", name):
+            say(f"{name}: weights: {weights}, features {features_of(extractor.encoder)}")
     say(table(rows))
     if groups := group_table(rows):
         say(groups)
@@ -364,6 +402,12 @@ def run(given: argparse.Namespace) -> dict:
 
         say(f"wrote {write_report(given.report, results, first)}")
     return results
+
+
+def source_of(encoder: torch.nn.Module) -> str | None:
+    """Where its weights come from, in words, if it knows."""
+    source = getattr(encoder, "source", None)
+    return source if isinstance(source, str) else None
 
 
 def say(content: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .crops import ten_crops, views
+from .encoders import normalization
 from .engine import IMAGENET_MEAN, IMAGENET_STD
 from .features import by_crop, photographs_per_call
 from .ops import has_kernel
@@ -51,7 +52,7 @@ class QualityNet(nn.Module):
     from; hence scores have no gradient with respect to images.
 
     Args:
-        encoder: normalised images [N, 3, crop, crop] -> h [N, F]; in eval mode from here on.
+        encoder: images [N, 3, crop, crop] normalised by its mean and std -> h [N, F]; in eval mode from here on.
         regressor: fitted on features of this encoder.
         batch: images at a time; each is ten crops. None: see ``features.photographs_per_call``.
         autocast: the encoder runs in the lower precision that ``torch.autocast`` chooses for its device.
@@ -73,8 +74,8 @@ class QualityNet(nn.Module):
         self.crop, self.batch, self.autocast = regressor.about["crop"], batch, autocast
         self.register_buffer("coef", regressor.coef.clone())
         self.register_buffer("intercept", regressor.intercept.clone())
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        for name, numbers in normalization(encoder).items():
+            self.register_buffer(name, torch.tensor(numbers).view(3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> QualityNet:
@@ -129,7 +130,7 @@ def load_quality_net(
     batch: int | None = None,
     autocast: bool = False,
 ) -> QualityNet:
-    """The module of a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
+    """The module of a run (or checkpoint), with the features that the regressor takes, and a regressor's file; ValueError or RuntimeError where they do not fit."""
     from .score import load_scorer
 
     scorer = load_scorer(checkpoint, regressor, device=device, batch=batch)

@@ -155,7 +155,7 @@ class Regressor:
 
     coef: Tensor  # [F] float64
     intercept: Tensor  # [] float64
-    about: dict  # JSON values: at least the keys of ``REQUIRED``
+    about: dict  # JSON values: at least the keys of ``REQUIRED``; features, mean and std as ``encoders.recorded`` reads them
 
     REQUIRED = ("encoder", "encoder_hash", "crop", *SCALE)
 

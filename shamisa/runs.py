@@ -31,8 +31,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .encoders import describe, recorded_metadata, to_metadata
 from .files import hash_file, sync, write_json, write_text
-from .models import Encoder, load_matching
+from .models import Encoder, load_into
+from .weights import load_matching
 
 try:
     import fcntl
@@ -251,11 +253,7 @@ class Run:
         self.remove_temporary()
         try:
             temporary.mkdir()
-            about = {
-                "format": str(FORMAT),
-                "encoder": model.encoder.name,
-                "feature_dim": str(model.encoder.feature_dim),
-            }
+            about = {"format": str(FORMAT), "feature_dim": str(model.feature_dim), **to_metadata(model.encoder)}
             save_file(_plain(model.state_dict()), temporary / MODEL, metadata=about)
             save_file(_plain(optimizer_tensors(model, optimizer)), temporary / STATE)
             files = {
@@ -263,7 +261,7 @@ class Run:
             }
             for name in files:
                 sync(temporary / name)
-            index = {"format": FORMAT, "step": step, "encoder": model.encoder.name, "files": files, "score": score}
+            index = {"format": FORMAT, "step": step, **describe(model.encoder), "files": files, "score": score}
             index |= state
             write_json(temporary / INDEX, index)
             if target.exists():  # killed before the pointer was replaced, and resumed from an earlier one
@@ -419,16 +417,22 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(folder, index)
 
 
-def load_encoder(path: str | Path, *, expect: str | None = None) -> Encoder:
-    """The trained encoder of a run, in eval mode on the CPU.
+def load_encoder(
+    path: str | Path, *, expect: str | None = None, features: str | None = None, encoder: nn.Module | None = None
+) -> nn.Module:
+    """The trained encoder of a run, in eval mode on the CPU: an ``Encoder``, or the module given.
 
     Args:
         path: a run folder, its ``checkpoint`` folder, ``checkpoint/best``, one ``step-*`` folder, or a
             model.safetensors file.
         expect: the name the encoder must have, such as ``torchvision/resnet50``; None takes any.
+        features: what h shall be, see ``Encoder``; None: as the run was trained (as all of version 0.1, the last layer).
+        encoder: a module of the class that the run was trained with, where that was one of your own; it takes the weights
+            and is returned.
 
     Raises:
-        RunError: missing, unreadable or damaged, or of another architecture.
+        RunError: missing, unreadable or damaged, of another architecture or normalisation, an unknown stage, or a module
+            of somebody else that was not given.
     """
     path = follow(Path(path))
     file = path if path.is_file() else find_checkpoint(path).path / MODEL
@@ -448,8 +452,15 @@ def load_encoder(path: str | Path, *, expect: str | None = None) -> Encoder:
     if expect is not None and name != expect:
         raise RunError(f"{file} must hold the encoder {expect}, got {name}")
     try:
+        record = recorded_metadata(about, str(file))
+        if encoder is not None:
+            return load_into(encoder, weights, name, record, str(file), features)
+        if "/" not in name:
+            raise RunError(f"{file} holds the encoder {name}, a module of somebody's own: load it with encoder=MODULE")
         with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
-            encoder = Encoder(name)
+            encoder = Encoder(name, features=features or record["features"])
+        encoder.adopt(record)
+        encoder.source = str(file)
         load_matching(encoder, weights, f"{file} does not fit the encoder {name}")
     except (ValueError, RuntimeError) as error:
         raise RunError(str(error)) from None

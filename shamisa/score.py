@@ -24,9 +24,11 @@ from torch import Tensor
 
 from .cli import guard
 from .data.photos import PhotoError, PhotoFolder, PhotoList
+from .encoders import check_fit, name_of, recorded
 from .features import Extractor
 from .files import printable
 from .labels import describe_scale
+from .models import Encoder
 from .parallel import choose_device
 from .probe import open_encoder
 from .quality import to_levels
@@ -41,19 +43,21 @@ class Scorer:
     """A frozen encoder and a regressor.
 
     Args:
-        encoder: normalised images [N, 3, crop, crop] -> h [N, F].
+        encoder: any module, images [N, 3, crop, crop] normalised by its mean and std -> h [N, F].
         regressor: fitted on features of this very encoder.
         device, batch, workers: see ``features.Extractor``.
 
     Raises:
-        ValueError: the regressor was fitted on features of another encoder.
+        ValueError: the regressor was fitted on features of another encoder, other features of it, or images normalised
+            otherwise.
     """
 
     def __init__(self, encoder: torch.nn.Module, regressor: Regressor, **options) -> None:
+        check_fit(encoder, regressor.about)
         self.extractor = Extractor(encoder, crop=regressor.about["crop"], **options)
         if self.extractor.hash != regressor.about["encoder_hash"]:
             raise ValueError(
-                f"regressor must be fitted on features of the checkpoint's encoder, {getattr(encoder, 'name', 'unnamed')} with "
+                f"regressor must be fitted on features of the checkpoint's encoder, {name_of(encoder)} with "
                 f"hash {self.extractor.hash[:16]}; got one for {regressor.about['encoder']} with hash "
                 f"{regressor.about['encoder_hash'][:16]}"
             )
@@ -99,7 +103,8 @@ def load_scorer(
 
     Args:
         checkpoint: folder of a run, or of one checkpoint, of ``shamisa.train``.
-        regressor: ``regressor.safetensors`` written by ``shamisa.probe`` for that encoder.
+        regressor: ``regressor.safetensors`` written by ``shamisa.probe`` for that encoder. It says which features of the
+            encoder it takes, whatever the checkpoint was trained with.
         device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         batch: images whose crops go through the encoder together [1 on a CPU, 8 on a GPU].
         workers: threads that decode files, for ``Scorer.stream``.
@@ -112,7 +117,14 @@ def load_scorer(
         ValueError, RuntimeError: files that cannot be read or do not belong together; a device that is not there.
     """
     fitted, chosen = Regressor.load(regressor), choose_device(device)  # before the encoder, which takes longer
-    return Scorer(open_encoder(checkpoint), fitted, device=chosen, batch=batch, workers=workers)
+    encoder = open_encoder(checkpoint)
+    wanted = recorded(fitted.about, str(regressor))["features"]
+    if isinstance(encoder, Encoder) and encoder.features != wanted:
+        try:
+            encoder.select(wanted)
+        except ValueError as error:
+            raise ValueError(f"{regressor} does not fit the checkpoint: {error}") from None
+    return Scorer(encoder, fitted, device=chosen, batch=batch, workers=workers)
 
 
 # ---- files in --------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from .allocator import keep_freed_memory
 from .cli import INTERRUPTED, complain
 from .config import Config
 from .distortions import DISTORTIONS
+from .encoders import features_of, name_of
 from .models import Learner
 from .ops import has_kernel
 from .parallel import Processes, launched
@@ -52,8 +53,11 @@ def prepare(
     resume: Path | None = None,
     quiet: bool = False,
     processes: Processes | None = None,
+    encoder: torch.nn.Module | None = None,
 ) -> tuple[Trainer, runs.Run]:
     """Check everything, then make the new folder ``out``, or go back to the last checkpoint of the run ``resume``.
+
+    ``encoder``: any module in place of the configuration's encoder, see ``models.Learner``.
 
     Every process must call it. Of several processes only the main one writes; the others must see the same files.
 
@@ -61,12 +65,17 @@ def prepare(
     none was changed.
     """
     processes = processes or Processes()
-    trainer, run = processes.agree(lambda: _check(config, out, resume, quiet, processes))
+    trainer, run = processes.agree(lambda: _check(config, out, resume, quiet, processes, encoder))
     return trainer, processes.agree(lambda: _begin(trainer, run, resumed=resume is not None))
 
 
 def _check(
-    config: Config, out: Path | None, resume: Path | None, quiet: bool, processes: Processes
+    config: Config,
+    out: Path | None,
+    resume: Path | None,
+    quiet: bool,
+    processes: Processes,
+    encoder: torch.nn.Module | None = None,
 ) -> tuple[Trainer, runs.Run]:
     """All that can be known before anything is written."""
     if config.threads:
@@ -74,10 +83,10 @@ def _check(
     if resume is None:
         if processes.main:
             runs.Run.check_new(out)
-        return Trainer(config, quiet, processes), runs.Run(out)
+        return Trainer(config, quiet, processes, encoder), runs.Run(out)
     run = runs.Run.open(resume)
     config = read_config(None, resume, dataclasses.asdict(config), processes.world_size)
-    trainer = Trainer(config, quiet, processes)
+    trainer = Trainer(config, quiet, processes, encoder)
     if run.latest() is not None:
         trainer.load(runs.find_checkpoint(resume))
     if trainer.step > trainer.steps:
@@ -125,9 +134,13 @@ def free_folder(preset: str) -> Path:
 def describe(trainer: Trainer, run: runs.Run) -> str:
     """One line of what runs where."""
     c, world = trainer.config, trainer.processes.world_size
+    encoder, step = trainer.model.encoder, trainer.step
+    source = getattr(encoder, "source", None)
+    weights = f"weights of step {step}, " if step else f"weights: {source}, " if isinstance(source, str) else ""
     compiled = c.backend != "reference" and has_kernel("distort", trainer.device.type)
     return (
-        f"{run.path}: {c.encoder} ({sum(p.numel() for p in trainer.model.encoder.parameters()) / 1e6:.2f} M) on "
+        f"{run.path}: {name_of(encoder)} ({sum(p.numel() for p in encoder.parameters()) / 1e6:.2f} M, {weights}features "
+        f"{features_of(encoder)}) on "
         f"{f'{world} processes, ' if world > 1 else ''}{trainer.device}, "
         f"{str(trainer.precision).removeprefix('torch.')}; {len(trainer.references.source)} photographs; "
         f"steps {trainer.step}..{trainer.steps}, {trainer.images()} images of {c.crop} px each; distortions by "
@@ -192,7 +205,8 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
     if skipped := run.count_skipped():
         print(f"photographs that could not be used: {skipped}, see {run.path / 'skipped.jsonl'}", file=sys.stderr)
     if config.demo:
-        untrained = Learner(config).encoder.to(trainer.device)
+        untrained = Learner(config).encoder if trainer.untrained is None else trainer.untrained
+        untrained = untrained.to(trainer.device)
         least = max(row.min_size for row in DISTORTIONS.values())
         crop = min(max(config.crop, least), 224)  # all distortions can work on it; fits into every held-out photograph
         options = {"crop": crop, "backend": config.backend, "compositions": 60}  # 720 images: fewer make a noisy figure

@@ -7,6 +7,7 @@ processes samples; so they do not depend on how the batch is split over processe
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections import deque
@@ -28,12 +29,14 @@ from .data.photos import Photos
 from .data.readers import make_references
 from .data.shards import names_shards
 from .distortions import DISTORTIONS
+from .encoders import name_of, normalization, recorded
 from .engine import DistortionEngine, Plan, normalize
-from .models import Learner, load_matching
+from .models import Learner, check_record
 from .ops import has_kernel
 from .parallel import Processes, choose_device
 from .profiling import Recording, Stopwatch
 from .relations import RelationOutput
+from .weights import load_matching
 
 TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
 
@@ -59,10 +62,16 @@ class Waiting:
 class Trainer:
     """All that is needed for steps: built, and so checked, before a run folder is made.
 
-    Building it speaks to no other process; ``connect`` does.
+    Building it speaks to no other process; ``connect`` does. ``encoder``: any module, see ``models.Learner``.
     """
 
-    def __init__(self, config: Config, quiet: bool = False, processes: Processes | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        quiet: bool = False,
+        processes: Processes | None = None,
+        encoder: nn.Module | None = None,
+    ) -> None:
         self.processes = processes or Processes()
         self.config, self.quiet = config, quiet or not self.processes.main
         self.device = choose_device(config.device, self.processes)
@@ -94,7 +103,10 @@ class Trainer:
         self.samples = config.batch * config.accumulate * self.processes.world_size  # of a step
         self.steps_per_epoch = -(-len(self.references.source) // self.samples)
         self.steps = config.steps or math.ceil(config.epochs * self.steps_per_epoch)
-        self.model = Learner(config).to(self.device, memory_format=self.layout).train()
+        # of the demonstration's comparison; the configuration's encoder can be built again
+        self.untrained = copy.deepcopy(encoder) if encoder is not None and config.demo else None
+        self.model = Learner(config, encoder).to(self.device, memory_format=self.layout).train()
+        self.normalization = normalization(self.model.encoder)
         if config.sync_bn:
             self.model = self.processes.share_batch_norm(self.model, self.device)
         if config.compile:
@@ -139,6 +151,7 @@ class Trainer:
         """
         begin("distortions")
         options = {"dtype": self.precision, "memory_format": self.layout, "backend": self.config.backend}
+        options |= self.normalization
         x = self.engine(references, plan, **options)
         x_ref = normalize(references, **options)
         begin("encoder")
@@ -275,6 +288,14 @@ class Trainer:
 
     def load(self, checkpoint: runs.Checkpoint) -> None:
         """Go back to a checkpoint: weights, optimizer, scaler, step."""
+        own, other = name_of(self.model.encoder), checkpoint.index["encoder"]
+        if own != other:
+            raise runs.RunError(
+                f"{checkpoint.path} must hold the encoder {own}, got {other}: a run of a module of your own goes on "
+                "with Trainer(config, encoder=MODULE)"
+            )
+        owner = str(checkpoint.path)
+        check_record(self.model.encoder, recorded(checkpoint.index, owner), owner)
         weights = checkpoint.model_tensors()
         load_matching(self.model, weights, f"{checkpoint.path} does not fit this configuration")
         runs.load_optimizer(self.model, self.optimizer, checkpoint.state_tensors())
