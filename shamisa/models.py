@@ -108,17 +108,14 @@ class Encoder(nn.Module):
 
     def select(self, features: str) -> Encoder:
         """Choose what h is from now on; returns self. ValueError for an unknown stage, naming those that are known."""
-        channels: list[int] = []
-        self.walk = None
+        walk, groups, channels, spelling = None, (LAST,), [], LAST
         if split_names(features) != [LAST]:
             walk = find_walk(self.network, self.name)
             channels = count_channels(self.network, walk, self.name)
-            self.groups = choose(features, len(channels), self.name)
-            self.walk = walk
-        else:
-            self.groups = (LAST,)
-        self.features = spell(self.groups, len(channels)) if self.walk else LAST
-        self.feature_dim = width(self.groups, self.last_dim, channels)
+            groups = choose(features, len(channels), self.name)
+            spelling = spell(groups, len(channels))
+        self.walk, self.groups, self.features = walk, groups, spelling  # together: an error leaves all as it was
+        self.feature_dim = width(groups, self.last_dim, channels)
         return self
 
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:

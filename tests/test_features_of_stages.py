@@ -120,6 +120,25 @@ def test_unknown_stages_are_refused(name, choice, message):
         Encoder(name, "none", choice)
 
 
+def test_an_unknown_stage_leaves_the_choice_as_it_was():
+    encoder, x = build(SMALL, "stages"), torch.randn(1, 3, 40, 40)
+    with torch.no_grad():
+        before = encoder(x)
+        with pytest.raises(ValueError, match="got 'stage5'"):
+            encoder.select("stage5")
+        assert encoder.features == "stages" and torch.equal(encoder(x), before)
+
+
+@pytest.mark.parametrize("name", [SMALL, "torchvision/resnet18", LITE])
+def test_the_walk_is_one_graph(name):
+    encoder, x = build(name, "stages"), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), encoder(x), rtol=1e-5, atol=1e-6)
+    a, b = (copy.deepcopy(encoder).train() for _ in range(2))
+    torch.testing.assert_close(a(x), b(x), rtol=0, atol=0)
+
+
 def test_constant_images_have_finite_gradients():
     encoder = build(SMALL, "stages").train()
     x = torch.zeros(3, 3, 48, 48, requires_grad=True)
