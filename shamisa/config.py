@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import presets
 from .data import READERS
-from .data.decode import MAX_SECONDS
+from .data.decode import MAX_SECONDS, TRUNCATED
 from .distortions import NAMES
 from .relations import GRAPHS, RelationOptions
 
@@ -78,6 +78,11 @@ class Config:
         "seconds that decoding one photograph may take before it counts as unreadable; 0: no limit",
         low=0,
         high=999999,
+    )
+    truncated: str = setting(
+        "skip",
+        "a JPEG without its end marker or its last rows: leave it out, or read it as far as it goes, as viewers do",
+        choices=TRUNCATED,
     )
     workers: int = setting(
         4, "loader processes per training process; 0: load in the training process itself", low=0, high=256, live=True

@@ -287,6 +287,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             if not trainer.quiet:
                 print(describe(trainer, run), file=sys.stderr)
+                if ignored := getattr(trainer.references.source, "ignored", ""):
+                    print(ignored, file=sys.stderr)
             status = execute(trainer, run, options.nvtx, options.profile)
     except TrainingError as error:
         return complain("train", error, 1)  # every process: the one that speaks may be gone

@@ -163,7 +163,9 @@ def test_patches_come_from_16_to_the_last_that_fits(backend):
     x = torch.arange(48 * 48, dtype=torch.float32).view(1, 1, 48, 48).expand(64, 3, -1, -1) / (48 * 48)
     out = run(x.contiguous(), "non_eccentricity_patch", 1.0, backend)
     moved = (out != x).any(1)
-    assert not moved[:, :8].any() and not moved[:, 40:].any() and not moved[:, :, :8].any() and not moved[:, :, 40:].any()
+    assert (
+        not moved[:, :8].any() and not moved[:, 40:].any() and not moved[:, :, :8].any() and not moved[:, :, 40:].any()
+    )
     tops = {int(m.any(1).float().argmax()) for m in moved if m.any()}
     assert tops <= set(range(8, 25)) and len(tops) > 8
 

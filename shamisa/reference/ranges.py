@@ -35,9 +35,7 @@ def outside(images: Tensor) -> Tensor:
 
 def describe(value: float) -> str:
     """What is said of images outside."""
-    return (
-        f"{FAULT}, got {value:g} among others: divide what is in 0..255 by 255, or pass uint8; undo a normalisation"
-    )
+    return f"{FAULT}, got {value:g} among others: divide what is in 0..255 by 255, or pass uint8; undo a normalisation"
 
 
 def check_range(images: Tensor) -> None:
