@@ -409,6 +409,9 @@ def resume(saved: Config, given: dict, world: int = 1, saved_world: int = 1) -> 
     return dataclasses.replace(saved, **given)
 
 
+NEWER = {"truncated"}  # fields that runs of the first format do not have
+
+
 # ---- records ---------------------------------------------------------------------------------------------------------
 def to_record(config: Config) -> dict:
     """Plain JSON values."""
@@ -416,13 +419,15 @@ def to_record(config: Config) -> dict:
 
 
 def from_record(record: dict) -> Config:
-    """The inverse of ``to_record``; ValueError for unknown or missing fields (another version wrote it)."""
+    """The inverse of ``to_record``. Fields that are newer than the run are the class's defaults: what was done before.
+
+    Raises ValueError for missing or unknown fields (a newer version wrote it)."""
     names = {f.name for f in dataclasses.fields(Config)}
-    if not isinstance(record, dict) or set(record) != names:
-        got = set(record) if isinstance(record, dict) else set()
-        raise ValueError(
-            f"config has other fields than this version: missing {sorted(names - got)}, unknown {sorted(got - names)}"
-        )
+    got = set(record) if isinstance(record, dict) else set()
+    if missing := names - got - NEWER:
+        raise ValueError(f"config has other fields than this version: missing {sorted(missing)}")
+    if got - names:
+        raise ValueError(f"config has other fields than this version: unknown {sorted(got - names)}")
     return Config(**record)
 
 

@@ -25,6 +25,7 @@ from . import demo, dryrun, embeddings, loggers, plots, runs
 from .allocator import keep_freed_memory
 from .cli import INTERRUPTED, complain
 from .config import Config
+from .data.decode import CUT_OFF
 from .distortions import DISTORTIONS
 from .models import Learner
 from .ops import has_kernel
@@ -190,7 +191,11 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
     if not trainer.quiet and records:
         print(time_table(records))
     if skipped := run.count_skipped():
-        print(f"photographs that could not be used: {skipped}, see {run.path / 'skipped.jsonl'}", file=sys.stderr)
+        cut_off = run.count_skipped(CUT_OFF)
+        apart = f" ({cut_off} of them truncated JPEGs, see --truncated)" if cut_off else ""
+        print(
+            f"photographs that could not be used: {skipped}{apart}, see {run.path / 'skipped.jsonl'}", file=sys.stderr
+        )
     if config.demo:
         untrained = Learner(config).encoder.to(trainer.device)
         least = max(row.min_size for row in DISTORTIONS.values())

@@ -134,13 +134,20 @@ def test_every_command_names_what_it_ignores(mixed, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_train_names_what_it_ignores(mixed, tmp_path, capfd):
+@pytest.mark.parametrize("truncated", ["skip", "read"])
+def test_train_names_what_it_ignores_and_what_is_truncated(mixed, tmp_path, capfd, truncated):
     from shamisa.train import main as train
 
-    options = "--steps 1 --batch 1 --crop 48 --compositions 1 --levels 2 --workers 0 --device cpu --encoder shamisa/small --init none"
-    status = train(["--refs", str(mixed), "--out", str(tmp_path / "run"), *options.split()])
-    assert status == 0, capfd.readouterr().err
-    assert IGNORED in capfd.readouterr().err
+    Image.fromarray(noisy()).save(mixed / "cut.jpg")
+    (mixed / "cut.jpg").write_bytes((mixed / "cut.jpg").read_bytes()[:-2])
+
+    options = "--steps 2 --batch 2 --crop 48 --compositions 1 --levels 2 --workers 0 --device cpu --encoder shamisa/small --init none"
+    status = train(["--refs", str(mixed), "--out", str(tmp_path / "run"), "--truncated", truncated, *options.split()])
+    said = capfd.readouterr().err
+    assert status == 0, said
+    assert IGNORED in said
+    skipped = "photographs that could not be used: 1 (1 of them truncated JPEGs, see --truncated)" in said
+    assert skipped == (truncated == "skip")
 
 
 def test_shards_count_other_members(mixed, tmp_path):
@@ -253,3 +260,15 @@ def test_features_of_truncated_photographs_are_named_and_not_kept(whole, tmp_pat
     assert isinstance(refused, PhotoError) and refused.truncated
     with pytest.raises(ValueError, match="truncated must be"):
         Extractor(Mean(), truncated="maybe")
+
+
+def test_runs_from_before_the_option_go_on():
+    """They left truncated photographs out, as the default does."""
+    from shamisa import config as configuration
+
+    record = configuration.to_record(configuration.resolve("demo", {}))
+    del record["truncated"]
+    assert configuration.from_record(record).truncated == "skip"
+    del record["lr"]
+    with pytest.raises(ValueError, match=r"missing \['lr'\]"):
+        configuration.from_record(record)

@@ -38,7 +38,8 @@ SHAMISA_HD Rgb nonlinear_contrast(Rgb x, float slope, float offset) {
 }
 
 // The bucket of 255 x among the edges int(255 k / v), k = 1..v-1: an edge is below 255 x exactly when it is at most
-// m = ceil(255 x) - 1, that is when k < (m + 1) v / 255, so the number of edges passed is a division. Black (m = -1) is below all.
+// m = ceil(255 x) - 1, that is when k < (m + 1) v / 255, so the number of edges passed is a division. Black, m = -1, is below
+// all.
 SHAMISA_HD float bucket(float x, int v) {
   const float y = x * 255.f;
   const int up = (int)y + (y > (float)(int)y ? 1 : 0);  // ceil(255 x) = m + 1

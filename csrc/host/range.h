@@ -38,10 +38,9 @@ inline std::string fault_of_range(const Batch& batch) {
     int outside = 0;
     for (int p = 0; p < range_places; ++p) {
       const Place place = range_place(p, batch.H, batch.W);
-      const float x =
-          read_sample(batch.source_type, batch.source,
-                      s * batch.source_stride[0] + place.channel * batch.source_stride[1] + place.row * batch.source_stride[2] +
-                          place.column * batch.source_stride[3]);
+      const float x = read_sample(batch.source_type, batch.source,
+                                  s * batch.source_stride[0] + place.channel * batch.source_stride[1] +
+                                      place.row * batch.source_stride[2] + place.column * batch.source_stride[3]);
       const bool wrong = (x > range_high && x <= range_end) || (x < range_low && x >= -range_end);
       outside += wrong ? 1 : 0;
       worst = wrong ? x : worst;

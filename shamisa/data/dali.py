@@ -2,8 +2,8 @@
 
 DALI's CPU decoders give Pillow's pixels bit for bit (JPEG by the same libjpeg-turbo, PNG), so a batch is the same as
 that of ``References``, and so is what is skipped: headers, limits and every doubtful file are Pillow's. A photograph
-that is not a plain JPEG or PNG (CMYK, alpha, palettes, 16 bits, animations, other formats, files without a clean end)
-is decoded by Pillow, and counted with the reason in ``decoded``.
+that is not a plain JPEG or PNG (CMYK, alpha, palettes, 16 bits, animations, other formats, colour profiles other than sRGB, files without a clean end) is
+decoded by Pillow, and counted with the reason in ``decoded``.
 """
 
 from __future__ import annotations
