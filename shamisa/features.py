@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from .crops import CROPS, SCALES, views
-from .data.decode import Limits, at_least, is_truncated
+from .data.decode import Limits, at_least, is_truncated, log_remark
 from .data.photos import MAX_PIXELS, PhotoError, read_photo
 from .engine import normalize
-from .files import hash_file
+from .files import hash_file, printable
 
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
 _LARGE = 10_000_000  # pixels from which memory is returned after a photograph, which takes milliseconds
@@ -169,9 +169,12 @@ class Extractor:
             try:
                 remarks: list[str] = []
                 photo = read_photo(path, truncated=self.truncated, admit=admit, note=remarks.append)
-                if any(is_truncated(r) for r in remarks):
-                    self.cut_off.append(path)
-                    place = None  # the cache is for those that every setting reads
+                for remark in remarks:
+                    if is_truncated(remark):
+                        self.cut_off.append(path)
+                        place = None  # the cache is for those that every setting reads
+                    else:
+                        log_remark(printable(path), remark)
                 return None, views(photo, self.crop), place
             except PhotoError as error:
                 return error

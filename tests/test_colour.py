@@ -149,6 +149,12 @@ def test_hdr_is_named_once_and_read_as_it_stands(tmp_path, caplog):
         for name in files:
             read_photo(tmp_path / name)
     assert len(caplog.records) == 1
+    from shamisa.features import Extractor
+
+    decode._told.clear()
+    with caplog.at_level(logging.WARNING, "shamisa"):  # the way of `shamisa score`
+        list(Extractor(torch.nn.AdaptiveAvgPool2d(1), crop=32)._load(str(tmp_path / name)) for name in files)
+    assert len(caplog.records) == 2
     remarks = []
     (tmp_path / "bt709.png").write_bytes(with_cicp(plain, 1))
     read_photo(tmp_path / "bt709.png", note=remarks.append)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import shamisa
 from shamisa import engine, ranges
+from shamisa import functional as SF
+from shamisa.data import References
 from shamisa.ops import has_kernel, run_distort
 from shamisa.reference import ranges as rule
 
@@ -94,6 +96,42 @@ def test_numpy_images_in_0_to_255_are_refused(photo):
     with pytest.raises(ValueError, match="must lie in 0..1"):
         _host.distort(x, 14, 0.1)
     assert np.isfinite(_host.distort(x / 255, 14, 0.1)).all()
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [torch.rand(3, 80, 80), torch.zeros(1, 80, 80, dtype=torch.uint8), torch.zeros(3, 80, 80, dtype=torch.int32)],
+)
+@pytest.mark.parametrize("scales", [(1.0,), (1.0, 0.5)])
+def test_a_source_of_anything_but_uint8_is_refused(photo, scales):
+    """Floats in 0..1 would be cut to 0, and the crops black."""
+
+    class Source:
+        def __len__(self) -> int:
+            return 3
+
+        def name(self, i: int) -> str:
+            return str(i)
+
+        def __getitem__(self, i: int) -> Tensor:
+            return photo
+
+    references = References(Source(), batch_size=1, seed=0, crop=32, scales=scales)
+    with pytest.raises(ValueError, match=r"source\[\d\] must be uint8 \[3, H, W\], got torch"):
+        references.batch(0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_temperatures_that_are_none_are_refused(temperature):
+    """Zero and NaN gave NaN, a negative one an assignment to the farthest anchor."""
+    logits, severity = torch.rand(22, 3), torch.rand(1, 2, 5)
+    for call in (
+        lambda: SF.transport_codes(logits, temperature=temperature),
+        lambda: SF.transport_graph(logits, temperature=temperature),
+        lambda: SF.transport_alignment(logits, logits, severity, 2, temperature=temperature),
+    ):
+        with pytest.raises(ValueError, match="temperature must be a number above 0"):
+            call()
 
 
 # ---- the path of GPUs, with a device that answers when the test says so -------------------------------------------------

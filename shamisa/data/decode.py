@@ -213,14 +213,15 @@ def decode_photo(
                 )
             pixels = np.array(upright(to_srgb(image), orientation(image)))  # [H, W, 3] uint8
     for remark in remarks:
-        note(remark) if note is not None else _log(name, remark)
+        (note or (lambda text: log_remark(name, text)))(remark)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-_told: set[str] = set()  # what was logged in this process: of HDR the first photograph, of truncated ones each
+_told: set[str] = set()  # what was logged in this process
 
 
-def _log(name: str, remark: str) -> None:
+def log_remark(name: str, remark: str) -> None:
+    """To the log: of HDR once in a process, of a truncated photograph once each."""
     key = name if remark.startswith(CUT_OFF) else ""
     if key not in _told:
         _told.add(key)
