@@ -13,7 +13,7 @@ import shamisa
 from shamisa.distortions import DISTORTIONS, severity_at, value_at
 from shamisa.ops import has_kernel, run_distort
 from shamisa.reference import color, spatial
-from shamisa.reference.philox import index
+from shamisa.reference.philox import index, uniform, words
 
 BACKENDS = ["reference", *(["native"] if has_kernel("distort", "cpu") else [])]
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -171,11 +171,35 @@ def test_patches_come_from_16_to_the_last_that_fits(backend):
 
 
 @backends
+def test_patches_come_from_both_ends_of_the_range(backend):
+    """At 49 x 49 rows and columns 16 and 17, which the pixels of a ramp tell."""
+    x = torch.arange(49 * 49, dtype=torch.float32).view(1, 1, 49, 49).expand(200, 3, -1, -1) / (49 * 49)
+    out = run(x.contiguous(), "non_eccentricity_patch", 1.0, backend)
+    found = set()
+    for before, after in zip(x[:, 0], out[:, 0], strict=True):
+        moved = before != after
+        if moved.any():
+            first = after[moved.any(1).float().argmax(), moved.any(0).float().argmax()]
+            found.add(divmod(round(float(first) * 49 * 49), 49))
+    assert found == {(16, 16), (16, 17), (17, 16), (17, 17)}
+
+
+@backends
 def test_probabilities_zero_and_one(backend):
     """u < v: never at v = 0, always at v = 1."""
     x = torch.full((1, 3, 64, 64), 0.5)
     assert torch.equal(run(x, "impulse_noise", 0.0, backend), x)
     assert not bool((run(x, "impulse_noise", 1.0, backend) == 0.5).any())
+
+
+@backends
+def test_a_uniform_that_equals_the_probability_is_no_hit(backend):
+    """So that a sample is hit with probability v exactly: of the 2^24 uniforms v 2^24 are below v."""
+    x = torch.full((1, 3, 8, 8), 0.5)
+    drawn = uniform(words(torch.zeros(1, 1, 1, dtype=torch.int64), torch.arange(64).view(1, 8, 8))[0])[0]
+    for v in drawn.flatten()[:6].tolist():
+        hit = run(x, "impulse_noise", v, backend)[0, 0] != 0.5  # key 0
+        assert torch.equal(hit, drawn < v) and not bool(hit[drawn == v].any())
 
 
 def test_percentile_is_the_first_bin_that_reaches_its_share():
