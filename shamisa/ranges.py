@@ -22,7 +22,7 @@ def note(images: Tensor) -> None:
         return
     look()
     if not _waiting:
-        answer = torch.empty(2, pin_memory=True)
+        answer = torch.empty(2, device="cpu", pin_memory=True)
         answer.copy_(outside(images), non_blocking=True)
         _waiting.append((answer, _recorded(images.device)))
 
