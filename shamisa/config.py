@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import presets
 from .data import READERS
-from .data.decode import MAX_SECONDS
+from .data.decode import MAX_SECONDS, TRUNCATED
 from .distortions import NAMES
 from .relations import GRAPHS, RelationOptions
 
@@ -78,6 +78,11 @@ class Config:
         "seconds that decoding one photograph may take before it counts as unreadable; 0: no limit",
         low=0,
         high=999999,
+    )
+    truncated: str = setting(
+        "skip",
+        "a JPEG without its end marker or its last rows: leave it out, or read it as far as it goes, as viewers do",
+        choices=TRUNCATED,
     )
     workers: int = setting(
         4, "loader processes per training process; 0: load in the training process itself", low=0, high=256, live=True
@@ -153,7 +158,11 @@ class Config:
         "count the diagonal among the transport edges kept, although it is never used (published)",
     )
     dist_dist_edges: int = setting(
-        OBJECTIVE.dist_dist_edges, "edges of the dist-dist graph kept, see --dist-dist-cap", low=1, high=2**31
+        OBJECTIVE.dist_dist_edges,
+        "edges of the dist-dist graph kept, see --dist-dist-cap. Ties for the last places go to the smaller node i, then j; "
+        "the published code takes them in no stated order (effect on the total: 1e-5)",
+        low=1,
+        high=2**31,
     )
     transport_edges: int = setting(OBJECTIVE.transport_edges, "transport edges kept per image", low=1, high=65536)
     alignment: bool = setting(OBJECTIVE.alignment, "include the alignment term, which trains the anchors")
@@ -405,6 +414,9 @@ def resume(saved: Config, given: dict, world: int = 1, saved_world: int = 1) -> 
     return dataclasses.replace(saved, **given)
 
 
+NEWER = {"truncated"}  # fields that runs of the first format do not have
+
+
 # ---- records ---------------------------------------------------------------------------------------------------------
 def to_record(config: Config) -> dict:
     """Plain JSON values."""
@@ -412,13 +424,15 @@ def to_record(config: Config) -> dict:
 
 
 def from_record(record: dict) -> Config:
-    """The inverse of ``to_record``; ValueError for unknown or missing fields (another version wrote it)."""
+    """The inverse of ``to_record``. Fields that are newer than the run are the class's defaults: what was done before.
+
+    Raises ValueError for missing or unknown fields (a newer version wrote it)."""
     names = {f.name for f in dataclasses.fields(Config)}
-    if not isinstance(record, dict) or set(record) != names:
-        got = set(record) if isinstance(record, dict) else set()
-        raise ValueError(
-            f"config has other fields than this version: missing {sorted(names - got)}, unknown {sorted(got - names)}"
-        )
+    got = set(record) if isinstance(record, dict) else set()
+    if missing := names - got - NEWER:
+        raise ValueError(f"config has other fields than this version: missing {sorted(missing)}")
+    if got - names:
+        raise ValueError(f"config has other fields than this version: unknown {sorted(got - names)}")
     return Config(**record)
 
 

@@ -14,7 +14,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from . import ops
+from . import ops, ranges
 from .distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
 from .randomness import derive_key, words
 from .reference.distort import SOURCE_TYPES, check_size, check_sizes
@@ -148,12 +148,15 @@ def normalize(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
-    """Network input without any distortion: images [..., 3, H, W] uint8 or floating -> (x - mean) / std, same shape.
+    """Network input without any distortion: images [..., 3, H, W] uint8 or floating in 0..1 -> (x - mean) / std, same shape.
 
-    The same op as the engine's, with empty chains. mean and std belong to the encoder: ``encoders.normalization``.
+    The same op as the engine's, with empty chains; images in another range as in ``distort``. mean and std belong to the
+    encoder: ``encoders.normalization``.
     """
     if images.dim() < 4 or images.shape[-3] != 3:
         raise ValueError(f"images must be [..., 3, H, W], got {list(images.shape)}")
+    if images.numel():
+        _check_images("images", images)
     flat = images.reshape(-1, *images.shape[-3:])
     n, device = flat.shape[0], images.device
     empty = torch.empty((n, 0), dtype=torch.int64, device=device)
@@ -185,7 +188,8 @@ def distort(
 
     Args:
         images: ``[N, 3, H, W]`` or ``[3, H, W]``, RGB, uint8 in 0..255 or floating in 0..1 (clamped; NaN counts as 0), any
-            strides, CPU or CUDA. Never modified.
+            strides, CPU or CUDA. Never modified. Floating images in 0..255 or normalised ones are refused, judged by 16
+            samples of each (``reference/ranges.py``); on a GPU, which is not waited for, a later call warns of them.
         name: a key of ``shamisa.DISTORTIONS``.
         severity: position in the level table, 0 (mildest) to 4, one number or N of them; linear between levels, the parameter
             rounded where the row says integer. Exactly one of ``severity`` and ``value``.
@@ -248,6 +252,9 @@ def _check_images(name: str, images: Tensor) -> None:
         raise TypeError(f"{name} must be uint8, float16, bfloat16, float32 or float64, got {images.dtype}")
     if images.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got {images.layout}")
+    # the CPU's are looked at by the op
+    if images.is_cuda and images.dtype.is_floating_point and not torch.compiler.is_compiling():
+        ranges.note(images)
 
 
 def _seed(seed: int) -> int:
@@ -445,7 +452,8 @@ class DistortionEngine:
         """Apply a plan: references [B, V, 3, H, W] -> x [B, V, C, L, 3, H, W].
 
         Args:
-            references: uint8 in 0..255 or floating in 0..1 (clamped, NaN counts as 0), CPU or CUDA; never modified.
+            references: uint8 in 0..255 or floating in 0..1 (clamped, NaN counts as 0; another range as in
+                ``shamisa.distort``), CPU or CUDA; never modified.
             plan: of the same B; moved to the device of the references.
             normalize: subtract ``mean`` and divide by ``std``; False leaves values in 0..1.
             dtype: float32, bfloat16, float16 or, without normalize, uint8 (rounded to nearest).

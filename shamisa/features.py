@@ -23,15 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from .crops import CROPS, SCALES, views
-from .data.decode import at_least
+from .data.decode import Limits, at_least, is_truncated, log_remark
 from .data.photos import MAX_PIXELS, PhotoError, read_photo
 from .encoders import describe, is_plain, normalization
 from .engine import normalize
-from .files import hash_file
+from .files import hash_file, printable
 
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
 _LARGE = 10_000_000  # pixels from which memory is returned after a photograph, which takes milliseconds
-_FORMAT = 2  # of the cache: changes with anything that changes features
+_FORMAT = 3  # of the cache: changes with anything that changes features
 
 
 def by_crop(h: Tensor) -> Tensor:
@@ -107,6 +107,10 @@ class Extractor:
             whatever the number of files, their sizes and the number of workers.
         cache: a folder for features of files, by the hashes of encoder and file; None keeps none. A cache file that cannot
             be read counts as missing.
+        truncated: "skip" or "read", see ``data.decode.Limits``.
+
+    Attributes:
+        cut_off: truncated photographs that were read all the same.
     """
 
     def __init__(
@@ -118,7 +122,9 @@ class Extractor:
         batch: int | None = None,
         workers: int = 2,
         cache: str | os.PathLike | None = None,
+        truncated: str = "skip",
     ) -> None:
+        Limits(truncated=truncated)
         for name, given in (("crop", crop), ("workers", workers)):
             at_least(name, given, 1)
         self.device = torch.device(device)
@@ -126,6 +132,8 @@ class Extractor:
         self.encoder = encoder.eval().to(self.device)
         self.crop, self.batch, self.workers = crop, batch, workers
         self.normalization = normalization(encoder)
+        self.truncated = truncated
+        self.cut_off: list[str] = []
         self.hash = hash_encoder(encoder)
         self._room = _Room(PIXELS_TOGETHER)
         self.cache = None
@@ -166,7 +174,15 @@ class Extractor:
                 return found, None, place
         with self._room.visit() as admit:
             try:
-                return None, views(read_photo(path, admit=admit), self.crop), place
+                remarks: list[str] = []
+                photo = read_photo(path, truncated=self.truncated, admit=admit, note=remarks.append)
+                for remark in remarks:
+                    if is_truncated(remark):
+                        self.cut_off.append(path)
+                        place = None  # the cache is for those that every setting reads
+                    else:
+                        log_remark(printable(path), remark)
+                return None, views(photo, self.crop), place
             except PhotoError as error:
                 return error
 

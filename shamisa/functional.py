@@ -14,6 +14,7 @@ right result, one example after another. Severities and codes are constants: no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,11 @@ def _check_count(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_temperature(value: float) -> None:
+    if not 0 < value < math.inf:  # NaN fails too
+        raise ValueError(f"temperature must be a number above 0, got {value}")
 
 
 def _check_floating(name: str, x: Tensor, axes: str) -> None:
@@ -122,7 +128,10 @@ def dist_dist_graph(
 ) -> RelationGraph:
     """Joins ordered pairs of distorted images of one sample and composition; weight s(|severity gap|).
 
-    Keeps the `edges` largest of the batch, or of each sample with cap="sample"; ties go to smaller i, then smaller j.
+    Keeps the `edges` largest of the batch, or of each sample with cap="sample"; ties go to smaller i, then smaller j. The
+    published code leaves ties to torch.topk, which takes them in no stated order. From B = 2 on hundreds of pairs tie for
+    the last place (those of one composition and two levels): in a recorded batch of B = 2, 4 of 5,228 edges differed, which
+    changed the invariance by 2e-4 of itself and the total by 1e-5.
     """
     nodes = _check_severity(severity, views)
     _check_count("edges", edges, 0)
@@ -176,6 +185,7 @@ def transport_codes(logits: Tensor, *, temperature: float = 0.05, rounds: int = 
     """
     _check_floating("logits", logits, "N, K")
     _check_count("rounds", rounds, 1)
+    _check_temperature(temperature)
     return torch.ops.shamisa.transport_codes(logits.detach(), temperature, rounds)
 
 
@@ -191,6 +201,7 @@ def transport_graph(
     _check_choice("select", select, ("global", "row"))
     _check_count("edges", edges, 0)
     _check_count("rows of logits", len(logits), 2)
+    _check_temperature(temperature)
     return graph_of_assignments(log_assignments(logits, temperature), edges, select, diagonal)
 
 
@@ -229,6 +240,7 @@ def transport_alignment(
         )
     if codes.device != logits.device:
         raise ValueError(f"codes must be on {logits.device} like logits, got {codes.device}")
+    _check_temperature(temperature)
     return alignment_of_assignments(log_assignments(logits, temperature), codes, severity.shape, views, classes)
 
 

@@ -22,6 +22,7 @@ from .reference import distort as reference_distort
 from .reference import philox as reference_philox
 from .reference import relations as reference_relations
 from .reference import resize as reference_resize
+from .reference.ranges import FAULT
 
 
 class _Library(torch.library.Library):
@@ -423,7 +424,8 @@ def run_distort(
     """``torch.ops.shamisa.distort`` with a choice of backend ("auto", "native" or "reference"); shapes as in the table.
 
     Raises:
-        ValueError: an unknown backend, or what ``reference.distort.check_chain`` says.
+        ValueError: an unknown backend, what ``reference.distort.check_chain`` says, or floating images on the CPU that are
+            not in 0..1 (``reference/ranges.py``).
         RuntimeError: ``backend="native"`` and no compiled kernel for the device.
     """
     reference_distort.check_chain(source, index, opcode, value, key, mean, std, dtype)
@@ -456,4 +458,11 @@ def call_distort(
             f"backend='native' needs the compiled kernels for {source.device.type}, which this installation lacks: "
             + how_to_compile(source.device.type)
         )
-    return torch.ops.shamisa.distort(*arguments)
+    if torch.compiler.is_compiling():
+        return torch.ops.shamisa.distort(*arguments)
+    try:
+        return torch.ops.shamisa.distort(*arguments)
+    except RuntimeError as error:  # the only check of the kernels that is not made before
+        if (fault := str(error).find(FAULT)) < 0:
+            raise
+        raise ValueError(str(error)[fault:].splitlines()[0]) from None

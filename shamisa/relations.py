@@ -35,7 +35,8 @@ class RelationOptions:
         neighbors: nearest neighbours of each node (fewer when N is smaller).
         structural: views that belong together: parity, same_scale, same_reference.
         decay: weight of a severity gap g: exp(-3 g / 4), or reciprocal: 1 / (1 + g / 4).
-        dist_dist_edges: ordered pairs of distorted images kept, per batch or per sample as `dist_dist_cap` says.
+        dist_dist_edges: ordered pairs of distorted images kept, per batch or per sample as `dist_dist_cap` says; ties for
+            the last places go to the smaller nodes, see ``functional.dist_dist_graph``.
         dist_dist_cap: "batch" or "sample"; "sample" keeps severity information when B > 2.
         transport_edges: scores kept per node.
         transport_select: the largest of the whole matrix, or of each row.

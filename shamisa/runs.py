@@ -216,10 +216,11 @@ class Run:
             with (self.path / "skipped.jsonl").open("a") as file:
                 file.writelines(to_line({"name": name, "reason": reason}) for name, reason in skipped.items())
 
-    def count_skipped(self) -> int:
-        """How many photographs could not be used so far; a resumed run may have met one twice."""
+    def count_skipped(self, beginning: str = "") -> int:
+        """How many photographs could not be used so far, for a reason that begins so; a resumed run may have met one twice."""
         file = self.path / "skipped.jsonl"
-        return len(set(file.read_text().splitlines())) if file.is_file() else 0
+        lines = set(file.read_text().splitlines()) if file.is_file() else set()
+        return sum(json.loads(line)["reason"].startswith(beginning) for line in lines)
 
     def latest(self) -> Path | None:
         """The newest checkpoint folder, or None before the first; RunError where the pointer leads nowhere."""

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +24,9 @@ import torch
 from torch import Tensor
 
 from .cli import guard
+from .data.decode import TRUNCATED
+from .data.formats import count as count_of
+from .data.formats import describe_ignored
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .encoders import check_fit, name_of, recorded
 from .features import Extractor
@@ -45,7 +49,7 @@ class Scorer:
     Args:
         encoder: any module, images [N, 3, crop, crop] normalised by its mean and std -> h [N, F].
         regressor: fitted on features of this very encoder.
-        device, batch, workers: see ``features.Extractor``.
+        device, batch, workers, truncated: see ``features.Extractor``.
 
     Raises:
         ValueError: the regressor was fitted on features of another encoder, other features of it, or images normalised
@@ -98,6 +102,7 @@ def load_scorer(
     device: str = "auto",
     batch: int | None = None,
     workers: int = 2,
+    truncated: str = "skip",
 ) -> Scorer:
     """Open a trained encoder and its regressor, to score images.
 
@@ -108,6 +113,7 @@ def load_scorer(
         device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         batch: images whose crops go through the encoder together [1 on a CPU, 8 on a GPU].
         workers: threads that decode files, for ``Scorer.stream``.
+        truncated: what that does with a JPEG without its end: ``"skip"``, or ``"read"`` it as far as it goes.
 
     Returns:
         A ``Scorer``: called with images ``[N, 3, H, W]``, one ``[3, H, W]`` or a list of any sizes (RGB, uint8 or floating in
@@ -124,12 +130,15 @@ def load_scorer(
             encoder.select(wanted)
         except ValueError as error:
             raise ValueError(f"{regressor} does not fit the checkpoint: {error}") from None
-    return Scorer(encoder, fitted, device=chosen, batch=batch, workers=workers)
+    options = {"device": chosen, "batch": batch, "workers": workers, "truncated": truncated}
+    return Scorer(encoder, fitted, **options)
 
 
 # ---- files in --------------------------------------------------------------------------------------------------------
-def gather(paths: Sequence[str]) -> tuple[list[str], list[PhotoError]]:
+def gather(paths: Sequence[str], others: Counter[str] | None = None) -> tuple[list[str], list[PhotoError]]:
     """Photographs named by files, folders, patterns and .txt lists: each once, in order; and folders that cannot be listed.
+
+    others: here files in folders that are no photographs are counted, by ending.
 
     Raises ValueError for a path or pattern that leads to nothing.
     """
@@ -146,6 +155,8 @@ def gather(paths: Sequence[str]) -> tuple[list[str], list[PhotoError]]:
                     continue  # ** matches the folders as well as what is in them
                 source = (PhotoFolder if os.path.isdir(path) else PhotoList)(path)
                 found.update((source.path(i), None) for i in range(len(source)))
+                if others is not None:
+                    others.update(source.others)
                 closed += [PhotoError(os.path.join(path, name), reason) for name, reason in source.skipped.items()]
             else:
                 found[path] = None
@@ -231,6 +242,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, default=2, help="decoding threads; together they hold at most 100 megapixels [2]"
     )
+    parser.add_argument(
+        "--truncated",
+        choices=TRUNCATED,
+        default="skip",
+        help="a JPEG without its end marker or its last rows: leave it out, or read it as far as it goes [%(default)s]",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N [auto]")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
@@ -250,10 +267,12 @@ def run(given: argparse.Namespace) -> int:
         raise ValueError(f"--out {out} exists: continue with --resume, or choose another")
     if not out.parent.is_dir():
         raise ValueError(f"--out must lie in an existing folder, got {out.parent}")
-    paths, closed = gather(given.paths)
-    scorer = load_scorer(
-        given.checkpoint, given.regressor, device=given.device, batch=given.batch, workers=given.workers
-    )
+    others: Counter[str] = Counter()
+    paths, closed = gather(given.paths, others)
+    if others:
+        print(describe_ignored(others), file=sys.stderr)
+    options = {name: getattr(given, name) for name in ("device", "batch", "workers", "truncated")}
+    scorer = load_scorer(given.checkpoint, given.regressor, **options)
     meta = {
         "encoder_hash": scorer.extractor.hash,
         "regressor": scorer.regressor.about,
@@ -279,7 +298,14 @@ def run(given: argparse.Namespace) -> int:
     scored = len(todo) - (len(failed) - len(closed))
     count = len(failed) + table.failed
     earlier = f", {len(table.done)} rows from before" if table.done else ""
-    print(f"{out}: {scored} of {len(paths)} photographs scored{earlier}; {count} could not be read")
+    left_out = sum(error.truncated for error in failed)
+    cut_off = [f"{count_of(left_out, 'truncated JPEG')} among them (--truncated read)"] if left_out else []
+    if scorer.extractor.cut_off:
+        names = ", ".join(printable(path) for path in scorer.extractor.cut_off)
+        cut_off.append(f"{count_of(len(scorer.extractor.cut_off), 'truncated JPEG')} scored as far as it goes: {names}")
+    print(
+        "; ".join([f"{out}: {scored} of {len(paths)} photographs scored{earlier}; {count} could not be read", *cut_off])
+    )
     return count
 
 

@@ -25,6 +25,7 @@ from . import demo, dryrun, embeddings, loggers, plots, runs
 from .allocator import keep_freed_memory
 from .cli import INTERRUPTED, complain
 from .config import Config
+from .data.decode import CUT_OFF
 from .distortions import DISTORTIONS
 from .encoders import features_of, name_of
 from .models import Learner
@@ -203,7 +204,11 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
     if not trainer.quiet and records:
         print(time_table(records))
     if skipped := run.count_skipped():
-        print(f"photographs that could not be used: {skipped}, see {run.path / 'skipped.jsonl'}", file=sys.stderr)
+        cut_off = run.count_skipped(CUT_OFF)
+        apart = f" ({cut_off} of them truncated JPEGs, see --truncated)" if cut_off else ""
+        print(
+            f"photographs that could not be used: {skipped}{apart}, see {run.path / 'skipped.jsonl'}", file=sys.stderr
+        )
     if config.demo:
         untrained = Learner(config).encoder if trainer.untrained is None else trainer.untrained
         untrained = untrained.to(trainer.device)
@@ -301,6 +306,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             if not trainer.quiet:
                 print(describe(trainer, run), file=sys.stderr)
+                if ignored := getattr(trainer.references.source, "ignored", ""):
+                    print(ignored, file=sys.stderr)
             status = execute(trainer, run, options.nvtx, options.profile)
     except TrainingError as error:
         return complain("train", error, 1)  # every process: the one that speaks may be gone

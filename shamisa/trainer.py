@@ -448,7 +448,7 @@ def open_photos(config: Config, world_size: int = 1) -> Photos:
         raise ValueError(f"refs must be a folder, a list file, shards or 'embedded', got {fault}")
     if refs == "-" and world_size > 1:
         raise ValueError(f"refs must be something that each of {world_size} processes can open, got the standard input")
-    return photos.open_photos(refs, max_seconds=config.max_seconds)
+    return photos.open_photos(refs, max_seconds=config.max_seconds, truncated=config.truncated)
 
 
 def make_optimizer(config: Config, model: nn.Module, graphed: bool = False) -> torch.optim.Optimizer:

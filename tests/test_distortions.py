@@ -177,7 +177,7 @@ def test_pointwise_formulas(small, name, level):
 @pytest.mark.parametrize("value", [2, 7, 13, 20, 256])
 def test_quantization_matches_numpy(small, value):
     edges = [int(255 * k / value) for k in range(1, value)]
-    bucket = np.digitize((small[0] * 255).numpy(), edges).astype(np.float64)
+    bucket = np.digitize((small[0] * 255).numpy(), edges, right=True).astype(np.float64)  # edge < sample
     wanted = torch.from_numpy((bucket - bucket.min()) / (bucket.max() - bucket.min())).float()
     assert_close(apply("quantization", small[:1], value)[0], wanted, atol=1e-7, rtol=0)
 

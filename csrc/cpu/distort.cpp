@@ -7,6 +7,7 @@
 #include <new>
 
 #include "../host/batch.h"
+#include "../host/range.h"
 #include "levels.h"
 
 namespace shamisa {
@@ -41,6 +42,8 @@ static Tensor distort(Tensor source, Tensor index, Tensor opcode, Tensor value, 
   Batch batch = tensors.batch();
   bool present[opcode_count];
   check_contents(batch, present);
+  const std::string fault = fault_of_range(batch);
+  STD_TORCH_CHECK(fault.empty(), fault);
   if (batch.N > 0) {
     const Kernels& level = kernels();
     const int64_t bytes = level.distort_bytes(batch.H, batch.W, present);

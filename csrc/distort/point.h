@@ -37,11 +37,14 @@ SHAMISA_HD Rgb nonlinear_contrast(Rgb x, float slope, float offset) {
   return {clamp01(slope * x.r + offset), clamp01(slope * x.g + offset), clamp01(slope * x.b + offset)};
 }
 
-// The bucket of 255 x among the edges int(255 k / v), k = 1..v-1: an edge is at most m = floor(255 x) exactly when
-// k < (m + 1) v / 255, so the number of edges passed is a division.
+// The bucket of 255 x among the edges int(255 k / v), k = 1..v-1: an edge is below 255 x exactly when it is at most
+// m = ceil(255 x) - 1, that is when k < (m + 1) v / 255, so the number of edges passed is a division. Black, m = -1, is below
+// all.
 SHAMISA_HD float bucket(float x, int v) {
-  const int n = ((int)(x * 255.f) + 1) * v + 254;  // < 2^17, so the division by a float product below is exact
-  return (float)min_of((int)(((float)n + 0.5f) * (1.f / 255.f)) - 1, v - 1);
+  const float y = x * 255.f;
+  const int up = (int)y + (y > (float)(int)y ? 1 : 0);  // ceil(255 x) = m + 1
+  const int n = up * v + 254;                           // < 2^17, so the division by a float product below is exact
+  return (float)max_of((int)(((float)n + 0.5f) * (1.f / 255.f)) - 1, 0);
 }
 
 // bucket index, min-max normalised over the image

@@ -10,6 +10,7 @@
 
 #include "../cpu/levels.h"
 #include "../distort/catalogue.h"
+#include "range.h"
 
 namespace py = pybind11;
 using shamisa::Kernels;
@@ -70,6 +71,10 @@ static py::array_t<float> distort(const Floats& image, int opcode, float value, 
   if (H < row.min_size || W < row.min_size)
     throw py::value_error("images for " + name + " must be at least " + std::to_string(row.min_size) + " x " +
                           std::to_string(row.min_size) + " pixels, got " + std::to_string(H) + " x " + std::to_string(W));
+  shamisa::Batch batch{};
+  batch.source = image.data(), batch.source_type = shamisa::DType::f32, batch.S = 1, batch.H = H, batch.W = W;
+  batch.source_stride[1] = (int64_t)H * W, batch.source_stride[2] = W, batch.source_stride[3] = 1;
+  if (const std::string fault = shamisa::fault_of_range(batch); !fault.empty()) throw py::value_error(fault);
   const Kernels& kernels = at_level(level);
   py::array_t<float> out({3, H, W});
   const float* from = image.data();

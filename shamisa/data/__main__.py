@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..cli import complain, guard
 from ..files import write_json
-from .decode import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, MIN_SIDE, PhotoError
+from .decode import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, MIN_SIDE, TRUNCATED, PhotoError
 from .pack import PackError, pack
 from .photos import open_photos
 from .verify import describe, is_good, summarize, survey
@@ -74,6 +74,13 @@ def make_parser() -> argparse.ArgumentParser:
             default=MAX_SECONDS,
             help="seconds that decoding one photograph may take; 0: no limit [%(default)s]",
         )
+        command.add_argument(
+            "--truncated",
+            choices=TRUNCATED,
+            default="skip",
+            help="a JPEG without its end marker or its last rows: leave it out, or read it as far as it goes, as viewers do "
+            "[%(default)s]",
+        )
     return parser
 
 
@@ -86,7 +93,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Everything between the command line and the exit status."""
-    limits = {name: getattr(given, name) for name in ("min_side", "max_pixels", "max_bytes", "max_seconds")}
+    limits = {
+        name: getattr(given, name) for name in ("min_side", "max_pixels", "max_bytes", "max_seconds", "truncated")
+    }
     if given.workers < 0:
         raise ValueError(f"--workers must be at least 0, got {given.workers}")
     try:
@@ -101,6 +110,8 @@ def run(given: argparse.Namespace) -> int:
             return 0 if is_good(summary) else 1
         options = {"shard_size": given.shard_size, "shard_count": given.shard_count, "skip_bad": given.skip_bad}
         source = open_photos(given.path, **limits)
+        if source.ignored:
+            print(source.ignored, file=sys.stderr)
         manifest = pack(source, given.out, workers=given.workers, quiet=given.quiet, **options)
     except (PackError, PhotoError) as error:
         return complain("data", error, 1)

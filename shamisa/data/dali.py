@@ -2,8 +2,8 @@
 
 DALI's CPU decoders give Pillow's pixels bit for bit (JPEG by the same libjpeg-turbo, PNG), so a batch is the same as
 that of ``References``, and so is what is skipped: headers, limits and every doubtful file are Pillow's. A photograph
-that is not a plain JPEG or PNG (CMYK, alpha, palettes, 16 bits, animations, other formats, files without a clean end)
-is decoded by Pillow, and counted with the reason in ``decoded``.
+that is not a plain JPEG or PNG (CMYK, alpha, palettes, 16 bits, animations, other formats, colour profiles other than sRGB, files without a clean end) is
+decoded by Pillow, and counted with the reason in ``decoded``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .colour import has_foreign_profile
 from .crops import Part, cut, needed
 from .decode import decode_photo, open_photo, orientation, photo_errors, upright, within
 from .photos import EncodedPhotos
@@ -225,6 +226,8 @@ def _obstacle(image: Image.Image, data: bytes) -> str | None:
     if image.format == "JPEG":
         if image.mode not in ("RGB", "L"):
             return f"JPEG, {image.mode}"
+        if has_foreign_profile(image):
+            return "JPEG, colour profile"
         return None if _is_whole_jpeg(data) else "JPEG without a clean end"
     if image.format == "PNG":
         depth, colour = data[24], data[25]
@@ -232,6 +235,8 @@ def _obstacle(image: Image.Image, data: bytes) -> str | None:
             return "PNG, not 8 bits of grey or colour"
         if getattr(image, "n_frames", 1) > 1:
             return "PNG, animated"
+        if has_foreign_profile(image):
+            return "PNG, colour profile"
         return None if data.endswith(_PNG_END) else "PNG without a clean end"
     return str(image.format)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import queue
 import stat
@@ -19,6 +20,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..files import printable
+from . import formats  # noqa: F401  (registers Pillow's plugins)
+from .colour import hdr, to_srgb
 
 MAX_PIXELS = 100_000_000  # a larger photograph is refused before it is decoded
 MAX_BYTES = 1 << 30  # a larger file is refused before it is read
@@ -35,6 +38,9 @@ _ORIENTATION = {  # EXIF orientation -> the turn that makes the photograph uprig
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+TRUNCATED = ("skip", "read")
+CUT_OFF = "is truncated"  # how the reason of a truncated JPEG begins
+_END_OF_JPEG = b"\xff\xd9"
 _PIECE = 1 << 26  # bytes asked of the system at once
 
 
@@ -49,10 +55,20 @@ class PhotoError(Exception):
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
 
+    @property
+    def truncated(self) -> bool:
+        """Whether it is a truncated JPEG, which ``Limits(truncated="read")`` reads."""
+        return is_truncated(self.reason)
+
+
+def is_truncated(reason: str | None) -> bool:
+    """Whether that is the reason of a truncated JPEG."""
+    return reason is not None and reason.startswith(CUT_OFF)
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What a photograph may cost.
+    """What a photograph may cost, and whether one that is cut off counts.
 
     Args:
         max_pixels: width x height above which a file is refused before it is decoded. Pillow's own limit,
@@ -64,17 +80,22 @@ class Limits:
             waits for it; codecs that cannot be interrupted (WebP, JPEG 2000) are noticed when they return, which
             ``max_pixels`` bounds. What is given up depends on the machine: keep the limit far above what good
             photographs take, or batches are no longer a function of the seed alone.
+        truncated: a JPEG without its end marker or its last rows: "skip" refuses it, "read" reads it as far as it goes, as
+            viewers do (what is missing is grey).
 
     Raises:
-        ValueError: a limit that is not a number or too small.
+        ValueError: a limit that is not a number or too small, an unknown ``truncated``.
     """
 
     max_pixels: int = MAX_PIXELS
     min_side: int = MIN_SIDE
     max_bytes: int = MAX_BYTES
     max_seconds: float = MAX_SECONDS
+    truncated: str = "skip"
 
     def __post_init__(self) -> None:
+        if self.truncated not in TRUNCATED:
+            raise ValueError(f"truncated must be one of {list(TRUNCATED)}, got {self.truncated!r}")
         for name in ("max_pixels", "min_side", "max_bytes"):
             at_least(name, getattr(self, name), 1)
         if not isinstance(self.max_seconds, int | float) or not 0 <= self.max_seconds < 1e6:
@@ -93,26 +114,28 @@ def read_photo(
     *,
     max_pixels: int = MAX_PIXELS,
     min_side: int = 1,
+    truncated: str = "skip",
     admit: Callable[[int], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Tensor:
     """One image file -> uint8 [3, H, W] RGB, upright. The strides are those of interleaved pixels (no copy is made).
 
-    Greyscale is repeated into three channels; palettes are looked up; alpha, a transparent palette entry or colour is
-    composited over white; 16-bit greyscale is scaled to 8 bits with rounding (16-bit colour by Pillow's decoder, which
-    keeps the high byte); 32-bit integers are read as 16-bit ones when they fit, floats as 0..1; CMYK is converted by
-    Pillow without a profile (colour profiles are not applied); the EXIF orientation is; of several frames or pages the
+    Greyscale is repeated into three channels; palettes are looked up; an embedded ICC profile is converted to sRGB; alpha is
+    composited over white; 16-bit and floating samples become 8-bit ones; the gain map or the PQ or HLG curve of an HDR
+    picture is not applied (``colour.py`` says all this exactly); the EXIF orientation is; of several frames or pages the
     first is taken.
 
     Args:
-        max_pixels, min_side: see ``Limits``, whose other limits hold with their defaults, but without a time limit.
+        max_pixels, min_side, truncated: see ``Limits``, whose other limits hold with their defaults, but without a time limit.
         admit: called with width x height before decoding; may wait until there is memory for it.
+        note: called with what should be known of a photograph that is read (cut off, HDR), in words; None logs it.
 
     Raises:
         PhotoError: no such file, not a regular file, no permission, empty, not an image, truncated, corrupt, too large,
             too small, or samples without a defined range. Whatever the decoder raises becomes this error.
     """
-    path, limits = os.fspath(path), Limits(max_pixels, min_side, max_seconds=0)
-    return decode_photo(read_bytes(path, printable(path), limits), printable(path), limits, admit)
+    path, limits = os.fspath(path), Limits(max_pixels, min_side, max_seconds=0, truncated=truncated)
+    return decode_photo(read_bytes(path, printable(path), limits), printable(path), limits, admit, note)
 
 
 # ---- bytes -----------------------------------------------------------------------------------------------------------
@@ -159,14 +182,50 @@ def _check_regular(status: os.stat_result, name: str) -> None:
 
 
 # ---- pixels ----------------------------------------------------------------------------------------------------------
-def decode_photo(data: bytes, name: str, limits: Limits, admit: Callable[[int], None] | None = None) -> Tensor:
+def decode_photo(
+    data: bytes,
+    name: str,
+    limits: Limits,
+    admit: Callable[[int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Tensor:
     """An encoded image -> uint8 [3, H, W] RGB, upright, by the rules of ``read_photo``; raises PhotoError."""
-    with photo_errors(name), open_photo(data, name, limits) as image:
+    remarks: list[str] = []
+    with photo_errors(name):
+        image = open_photo(data, name, limits)
         if admit is not None:
             admit(image.width * image.height)
-        image.load()
-        pixels = np.array(upright(_rgb(image), orientation(image)))  # [H, W, 3] uint8
+        try:
+            image.load()
+        except OSError as error:
+            if image.format not in ("JPEG", "MPO") or "truncated" not in str(error):
+                raise
+            if limits.truncated == "skip":
+                raise PhotoError(name, f"{CUT_OFF}: a JPEG without its end ({error})") from None
+            remarks.append(f"{CUT_OFF}: a JPEG without its end, read as far as it goes")
+            image.close()
+            image = open_photo(data + _END_OF_JPEG, name, limits)  # the decoder fills what is missing
+            image.load()
+        with image:
+            if (beyond := hdr(image, data)) is not None:
+                remarks.append(
+                    f"has {beyond}, which is not applied: HDR is out of scope, it is read as a picture of 8 bits"
+                )
+            pixels = np.array(upright(to_srgb(image), orientation(image)))  # [H, W, 3] uint8
+    for remark in remarks:
+        (note or (lambda text: log_remark(name, text)))(remark)
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+_told: set[str] = set()  # what was logged in this process
+
+
+def log_remark(name: str, remark: str) -> None:
+    """To the log: of HDR once in a process, of a truncated photograph once each."""
+    key = name if remark.startswith(CUT_OFF) else ""
+    if key not in _told:
+        _told.add(key)
+        logging.getLogger("shamisa").warning("%s %s", name, remark)
 
 
 @contextmanager
@@ -195,29 +254,6 @@ def open_photo(data: bytes, name: str, limits: Limits) -> Image.Image:
     if min(width, height) < limits.min_side:
         raise PhotoError(name, f"has {width} x {height} pixels, a side is shorter than min_side = {limits.min_side}")
     return image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow -> RGB."""
-    mode = image.mode
-    if mode == "RGB" and "transparency" not in image.info:
-        return image
-    if mode.startswith("I"):  # I;16 and its byte orders, and I (32 bits), which older Pillows use for 16-bit files
-        samples = np.asarray(image).astype(np.int64)
-        if samples.min() < 0 or samples.max() > 65535:
-            raise ValueError(f"integer samples reach from {samples.min()} to {samples.max()}, expected 0..65535")
-        return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if mode == "F":
-        samples = np.asarray(image)
-        if not (samples.min() >= 0 and samples.max() <= 1):  # NaN fails too
-            raise ValueError(f"float samples reach from {samples.min()} to {samples.max()}, expected 0..1")
-        return Image.fromarray((samples * 255 + 0.5).astype(np.uint8)).convert("RGB")
-    if mode == "La":  # premultiplied; Pillow converts it to RGBA only by way of LA
-        image = image.convert("LA")
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 def orientation(image: Image.Image) -> int:

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from .._version import __version__
 from ..files import write_json
-from .photos import EXTENSIONS, EncodedPhotos, PhotoFiles
+from .formats import EXTENSIONS
+from .photos import EncodedPhotos, PhotoFiles
 from .shards import _tidy
 from .verify import MANIFEST, Record, bar_options, survey
 

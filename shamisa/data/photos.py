@@ -29,11 +29,10 @@ from .decode import (
     read_photo,
     within,
 )
+from .formats import EXTENSIONS, describe_ignored
 
 __all__ = ["EXTENSIONS", "EncodedPhotos", "PhotoError", "PhotoFiles", "PhotoFolder", "PhotoList", "Photos"]
 __all__ += ["open_photos", "read_photo"]
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jp2")
 
 
 class Photos(Protocol):
@@ -55,10 +54,11 @@ class EncodedPhotos:
         names: one per photograph.
         cache_bytes: decoded photographs kept in memory, the least recently used leave first; 0 keeps none. Every loader
             worker has its own.
-        max_pixels, min_side, max_bytes, max_seconds: see ``Limits``.
+        max_pixels, min_side, max_bytes, max_seconds, truncated: see ``Limits``.
 
     Attributes:
         skipped: what could not even be listed, name -> reason.
+        others: number of files that are no photographs, by ending.
     """
 
     def __init__(
@@ -70,10 +70,12 @@ class EncodedPhotos:
         min_side: int = MIN_SIDE,
         max_bytes: int = MAX_BYTES,
         max_seconds: float = MAX_SECONDS,
+        truncated: str = "skip",
     ) -> None:
         self.cache_bytes = at_least("cache_bytes", cache_bytes, 0)
-        self.limits = Limits(max_pixels, min_side, max_bytes, max_seconds)
+        self.limits = Limits(max_pixels, min_side, max_bytes, max_seconds, truncated)
         self.skipped: dict[str, str] = {}
+        self.others: dict[str, int] = {}
         # one buffer for all names: a million Python strings would be copied into every forked worker, page by page
         encoded = [os.fsencode(name) for name in names]
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
@@ -83,6 +85,11 @@ class EncodedPhotos:
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    @property
+    def ignored(self) -> str:
+        """Files beside the photographs, counted by ending, in words; "" where there are none."""
+        return describe_ignored(self.others)
 
     def _encoded_name(self, i: int) -> bytes:
         if not 0 <= i < len(self):
@@ -125,7 +132,7 @@ class EncodedPhotos:
 class PhotoFiles(EncodedPhotos):
     """Files named relative to a root, in the order given. Options: see ``EncodedPhotos``."""
 
-    def __init__(self, root: str | os.PathLike, names: Iterable[str], **options: float) -> None:
+    def __init__(self, root: str | os.PathLike, names: Iterable[str], **options: float | str) -> None:
         super().__init__(names, **options)
         self.root = os.fspath(root)
 
@@ -145,14 +152,15 @@ class PhotoFolder(PhotoFiles):
     that begin with a dot are left out; folders that cannot be listed stand in ``skipped``.
 
     Args:
-        extensions: endings of file names that count as photographs, any case.
+        extensions: endings of file names that count as photographs, any case; those that the installed Pillow and its
+            plugins read (``formats.py``), so a folder with HEIC files has more photographs where a plugin is installed.
         options: see ``EncodedPhotos``.
 
     Raises:
         ValueError: the folder is missing, is not a folder, or holds no file with one of the extensions.
     """
 
-    def __init__(self, root: str | os.PathLike, extensions: Iterable[str] = EXTENSIONS, **options: float) -> None:
+    def __init__(self, root: str | os.PathLike, extensions: Iterable[str] = EXTENSIONS, **options: float | str) -> None:
         extensions = tuple(e.lower() if e.startswith(".") else f".{e.lower()}" for e in extensions)
         if not os.path.exists(root):
             raise ValueError(f"folder must exist, got {os.fspath(root)!r}")
@@ -162,6 +170,7 @@ class PhotoFolder(PhotoFiles):
         if not names:
             found = f"{sum(others.values())} other files" if others else "no files"
             endings = ", ".join(f"{n} {e or 'without ending'}" for e, n in sorted(others.items())[:8])
+            advice = "".join(f"; {part}" for part in describe_ignored(others).split("; ")[1:])
             closed = "".join(f"; {name}: {reason}" for name, reason in unlisted.items())
             raise ValueError(
                 f"folder must hold photographs ({' '.join(extensions)}), "
@@ -171,10 +180,11 @@ class PhotoFolder(PhotoFiles):
                     if others.get(".tar")
                     else ""
                 )
+                + advice
             )
         super().__init__(root, sorted(names), **options)
         self.skipped.update(unlisted)
-        self.others = others  # number of files that are no photographs, by ending
+        self.others = others
 
 
 def _walk(root: str, extensions: tuple[str, ...]) -> tuple[list[str], dict[str, int], dict[str, str]]:
@@ -219,7 +229,7 @@ class PhotoList(PhotoFiles):
         later.
     """
 
-    def __init__(self, path: str | os.PathLike, **options: float) -> None:
+    def __init__(self, path: str | os.PathLike, **options: float | str) -> None:
         try:
             lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -234,7 +244,7 @@ class PhotoList(PhotoFiles):
         super().__init__(Path(path).parent, names, **options)
 
 
-def open_photos(path: str | os.PathLike, **options: float) -> EncodedPhotos:
+def open_photos(path: str | os.PathLike, **options: float | str) -> EncodedPhotos:
     """A source from what a user may name. Options: see ``EncodedPhotos``.
 
     A folder of photographs (``PhotoFolder``), a list file (``PhotoList``), or tar shards (``PhotoShards``): a .tar file,

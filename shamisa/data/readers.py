@@ -284,7 +284,12 @@ class References:
             raise
 
     def _photo(self, i: int) -> Tensor:
-        return self.source[i]
+        photo = self.source[i]
+        # floats would be cut to the levels 0 and 1
+        if not isinstance(photo, Tensor) or photo.dtype != torch.uint8 or photo.dim() != 3 or photo.shape[0] != 3:
+            got = f"{photo.dtype} {list(photo.shape)}" if isinstance(photo, Tensor) else type(photo).__name__
+            raise ValueError(f"source[{i}] must be uint8 [3, H, W], got {got}")
+        return photo
 
 
 def _unused(word: int, used: list[int], n: int) -> int:

@@ -24,7 +24,8 @@ import numpy as np
 
 from ..files import printable
 from .decode import read_bytes
-from .photos import EXTENSIONS, EncodedPhotos
+from .formats import EXTENSIONS
+from .photos import EncodedPhotos
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _MOST = 1_000_000  # shards that a pattern may name
@@ -51,7 +52,7 @@ class PhotoShards(EncodedPhotos):
         ValueError: no such shards, compressed ones, a stream that fails, or no photograph in any of them.
     """
 
-    def __init__(self, path: str | os.PathLike, extensions: Iterable[str] = EXTENSIONS, **options: float) -> None:
+    def __init__(self, path: str | os.PathLike, extensions: Iterable[str] = EXTENSIONS, **options: float | str) -> None:
         extensions = tuple(e.lower() if e.startswith(".") else f".{e.lower()}" for e in extensions)
         places = expand_shards(path)
         self._spooled: list[weakref.finalize] = []  # their temporary files
@@ -59,9 +60,10 @@ class PhotoShards(EncodedPhotos):
         labels = _labels(places)
         found: list[tuple[str, int, int, int]] = []  # name, shard, offset, bytes
         skipped: dict[str, str] = {}
+        others: Counter[str] = Counter()
         for shard, label in enumerate(labels):
             before = len(found)
-            for name, offset, size in _index(self._paths[shard], label, extensions, skipped):
+            for name, offset, size in _index(self._paths[shard], label, extensions, skipped, others):
                 found.append((name, shard, offset, size))
             if len(found) == before and label not in skipped:
                 skipped[label] = "holds no photographs"
@@ -72,6 +74,7 @@ class PhotoShards(EncodedPhotos):
         shared = {name for name, n in Counter(name for name, *_ in found).items() if n > 1}
         super().__init__((f"{labels[s]}/{name}" if name in shared else name for name, s, *_ in found), **options)
         self.skipped.update(skipped)
+        self.others.update(others)
         self._labels = labels
         self._shard, self._offset, self._size = (np.array(c, np.int64) for c in list(zip(*found, strict=True))[1:])
         self._whole = [os.path.getsize(p) for p in self._paths]
@@ -187,9 +190,9 @@ def _copy_stream(place: str, target: BinaryIO) -> None:
 
 # ---- headers ---------------------------------------------------------------------------------------------------------
 def _index(
-    path: str, label: str, extensions: tuple[str, ...], skipped: dict[str, str]
+    path: str, label: str, extensions: tuple[str, ...], skipped: dict[str, str], others: Counter[str]
 ) -> Iterable[tuple[str, int, int]]:
-    """Name, offset and bytes of every photograph of a tar; what is wrong goes into skipped."""
+    """Name, offset and bytes of every photograph of a tar; what is wrong goes into skipped, others are counted."""
     whole = os.path.getsize(path)
     seen: set[str] = set()
     try:
@@ -206,7 +209,10 @@ def _index(
             skipped[label] = "is empty (0 bytes)"
         for member in _members(file, whole, label, skipped):
             name = _tidy(member.name)
-            if name is None or os.path.splitext(name)[1].lower() not in extensions or member.isdir():
+            if name is None or member.isdir():
+                continue
+            if (ending := os.path.splitext(name)[1].lower()) not in extensions:
+                others[ending] += 1
                 continue
             fault = _fault(member, whole, name in seen)
             if fault is not None:

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..files import hash_file
-from .decode import PhotoError, decode_photo, open_photo, photo_errors, within
+from .decode import PhotoError, decode_photo, is_truncated, open_photo, photo_errors, within
+from .formats import describe_ignored
 from .photos import EncodedPhotos
 from .readers import prepare_worker
 from .shards import PhotoShards
@@ -36,6 +37,7 @@ class Record:
     width: int = 0
     height: int = 0
     fault: str | None = None
+    remark: str | None = None  # what should be known of one that is read: cut off, HDR
 
 
 def inspect(source: EncodedPhotos, i: int) -> Record:
@@ -48,12 +50,12 @@ def inspect(source: EncodedPhotos, i: int) -> Record:
         found.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
         with photo_errors(label), open_photo(data, label, limits) as image:
             found.update(format=image.format, mode=image.mode, width=image.width, height=image.height)
-        decode_photo(data, label, limits)
+        decode_photo(data, label, limits, note=lambda remark: found.update(remark=remark))
 
     try:
         within(limits.max_seconds, label, look)
     except PhotoError as error:
-        return Record(name, **dict(found), fault=error.reason)
+        return Record(name, **{**found, "fault": error.reason})
     return Record(name, **found)
 
 
@@ -109,10 +111,13 @@ def summarize(source: EncodedPhotos, records: list[Record]) -> dict:
         "width": _spread([r.width for r in good]),
         "height": _spread([r.height for r in good]),
         "shorter_side": _spread([min(r.width, r.height) for r in good]),
-        "unreadable": {r.name: r.fault for r in records if r.fault is not None},
+        "unreadable": {r.name: r.fault for r in records if r.fault is not None and not is_truncated(r.fault)},
+        "truncated": {r.name: r.fault or r.remark for r in records if is_truncated(r.fault or r.remark)},
+        "truncated_read": source.limits.truncated == "read",
+        "hdr": {r.name: r.remark for r in good if r.remark is not None and not is_truncated(r.remark)},
         "skipped": dict(source.skipped),
         "duplicates": [names for names in by_hash.values() if len(names) > 1],
-        "others": getattr(source, "others", {}),
+        "others": dict(source.others),
     }
     if isinstance(source, PhotoShards):
         summary["shards"] = len(source.shards)
@@ -127,8 +132,10 @@ def _spread(values: list[int]) -> dict[str, float]:
 
 
 def is_good(summary: dict) -> bool:
-    """Nothing unreadable, nothing skipped, shards as their manifest says. Duplicates are no fault."""
-    return not (summary["unreadable"] or summary["skipped"] or summary.get("manifest"))
+    """Nothing unreadable, nothing skipped, shards as their manifest says. Duplicates are no fault, nor are truncated
+    photographs that are read."""
+    cut_off = summary["truncated"] and not summary["truncated_read"]
+    return not (summary["unreadable"] or cut_off or summary["skipped"] or summary.get("manifest"))
 
 
 def describe(summary: dict) -> str:
@@ -136,13 +143,26 @@ def describe(summary: dict) -> str:
     lines = [f"{summary['photographs']} photographs, {summary['bytes'] / 2**20:.1f} MiB"]
     if "shards" in summary:
         lines[0] += f", in {summary['shards']} shards"
-    for key, words in (("formats", "formats"), ("modes", "modes"), ("others", "other files, left out")):
+    for key in ("formats", "modes"):
         if summary[key]:
-            lines.append(f"{words}: " + ", ".join(f"{n} {k or 'without ending'}" for k, n in summary[key].items()))
+            lines.append(f"{key}: " + ", ".join(f"{n} {k}" for k, n in summary[key].items()))
+    if summary["others"]:
+        lines.append(describe_ignored(summary["others"]))
     for key, words in (("width", "width"), ("height", "height"), ("shorter_side", "shorter side")):
         if s := summary[key]:
             lines.append(f"{words}: {s['least']} to {s['most']} pixels, median {s['median']:g}")
-    for key, words in (("unreadable", "unreadable"), ("skipped", "left out"), ("manifest", "not as in the manifest")):
+    told = [("unreadable", "unreadable"), ("skipped", "left out"), ("manifest", "not as in the manifest")]
+    if summary["truncated"]:
+        told.insert(
+            1,
+            (
+                "truncated",
+                "truncated, " + ("read" if summary["truncated_read"] else "left out without --truncated read"),
+            ),
+        )
+    if summary["hdr"]:
+        told.append(("hdr", "HDR, read as pictures of 8 bits"))
+    for key, words in told:
         if key not in summary:
             continue
         found = summary[key]

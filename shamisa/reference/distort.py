@@ -3,7 +3,8 @@
 The definitions are in ``point.py``, ``filters.py``, ``spatial.py``, ``jpeg.py`` and ``jpeg2000.py``, one function each:
 ``f(x [n, 3, H, W] float32 in [0, 1], value [n], key [n] int64) -> [n, 3, H, W]``. Around them stands the same frame for all:
 
-- entry: uint8 -> x / 255; floating -> clamped to [0, 1], NaN -> 0; float32 from there on;
+- entry: uint8 -> x / 255; floating -> clamped to [0, 1], NaN -> 0; float32 from there on; floating images in another range
+  are refused (``ranges.py`` says when);
 - ``value`` clamped to the row's ``low`` and ``high`` (NaN -> low), rounded half to even where the row is ``discrete``;
 - every result clamped to [0, 1]; an image depends on nothing but itself, its value and its key, never on the batch;
 - exit: (x - mean) / std if given, then the output dtype; uint8 is floor(255 x + .5).
@@ -44,6 +45,7 @@ from torch import Tensor
 
 from ..distortions import DISTORTIONS, NAMES, Distortion
 from . import color, filters, point, spatial
+from .ranges import check_range
 
 
 def jpeg(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
@@ -129,11 +131,13 @@ def chain(
         [N, 3, H, W] in ``dtype``.
 
     Raises:
-        TypeError, ValueError: what ``check_chain`` says.
+        TypeError, ValueError: what ``check_chain`` says; floating images in 0..255 (``ranges.py``), on the CPU.
     """
     check_chain(source, index, opcode, value, key, mean, std, dtype)
     codes, chosen = opcode.cpu(), index.cpu()
     _check_content(codes, chosen, source)
+    if source.device.type == "cpu":
+        check_range(source)
     x = source.detach()[index].contiguous()
     x = color.divide(x.float(), 255) if x.dtype == torch.uint8 else x.float().nan_to_num(nan=0.0).clamp(0, 1)
     with torch.device("cpu"):  # for the tables that the distortions make, whatever the caller's default device

@@ -75,15 +75,16 @@ def nonlinear_contrast(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
 
 
 def quantization(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
-    """Number of edges floor(255 k / v), k = 1..v-1, at or below 255 x, min-max normalised over the image.
+    """Number of edges floor(255 k / v), k = 1..v-1, strictly below 255 x, min-max normalised over the image.
 
+    A sample on an edge belongs to the bucket below it, as in MATLAB's imquantize and the published engine.
     An image with all samples in one bucket has no range to normalise: it becomes bucket / (v - 1).
     """
     out = []
     for image, v in zip(x, value.tolist(), strict=True):
         v = int(v)
         edges = torch.tensor([255 * k // v for k in range(1, v)], dtype=torch.float32, device=x.device)
-        bucket = torch.bucketize((image * 255).contiguous(), edges, right=True).float()
+        bucket = torch.bucketize((image * 255).contiguous(), edges).float()
         low, high = bucket.min(), bucket.max()
         flat = low == high
         # tensors, so that CUDA divides as well (see color.divide)
