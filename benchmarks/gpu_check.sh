@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Everything that a GPU has to show, on a bare machine without network:
-#   benchmarks/gpu_check.sh [--no-gpu] [STAGE ...]      stages: build tests agreement sanitizer ceilings benchmarks profile
-# Without stages: all but profile, in this order. A stage may be called alone, again, or after a stop. Each ends after ten
-# minutes at the latest (LIMIT, seconds). Results go to $OUT (default ./out), the logs of all stages into $OUT/logs.tar.gz, so
-# that there are few files to bring home; a table of verdicts comes last.
+# Everything that a GPU has to show, on a bare machine without network, what matters most first:
+#   benchmarks/gpu_check.sh [--no-gpu] [--resume] [--only STAGE,STAGE] [STAGE ...]
+#   stages: build agreement ceilings benchmarks sanitizer tests profile
+# Without stages: all but profile, in this order. Each has a limit of its own (LIMIT, seconds, overrides them all) and none
+# starts once TOTAL seconds (default 720) are over; one that fails or is stopped leaves what the others found. --resume
+# leaves out the stages that passed into the same $OUT before. Results, verdicts and logs (logs.tar.gz) go to $OUT (default
+# ./out) after each stage, few files to bring home; a table of verdicts comes last. Kernels that are built already are kept.
 # --no-gpu runs what can run on a CPU. BENCHMARKS chooses benchmarks as pytest -k does (default: those of the GPU, or of
 # the CPU), PARTS the files (default: step relations distortions probe loader). PYTHON chooses the interpreter (default
 # python3), which needs torch, torchvision, numpy, scipy, scikit-learn, scikit-image, pillow, safetensors, tqdm, matplotlib,
@@ -11,16 +13,27 @@
 # where they are found.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
-gpu=1 stages=()
-for word in "$@"; do
-  case $word in
+declare -A limits=([build]=300 [agreement]=60 [ceilings]=60 [benchmarks]=240 [sanitizer]=120 [tests]=120 [profile]=120)
+order=(build agreement ceilings benchmarks sanitizer tests)
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "benchmarks/$(basename "$0")" >&2; exit 2; }
+gpu=1 resume=0 stages=()
+while [ $# -gt 0 ]; do
+  case $1 in
     --no-gpu) gpu=0 ;;
-    build | tests | agreement | sanitizer | ceilings | benchmarks | profile) stages+=("$word") ;;
-    *) sed -n '2,11s/^# \{0,1\}//p' "benchmarks/$(basename "$0")" >&2; exit 2 ;;
+    --resume) resume=1 ;;
+    --only) [ $# -gt 1 ] || usage; IFS=, read -ra chosen <<<"$2"; stages+=("${chosen[@]}"); shift ;;
+    *) stages+=("$1") ;;
   esac
+  shift
 done
-[ ${#stages[@]} -gt 0 ] || stages=(build tests agreement sanitizer ceilings benchmarks)
-python=${PYTHON:-python3} limit=${LIMIT:-600}
+for word in ${stages[@]+"${stages[@]}"}; do
+  [ -n "$word" ] && [ -n "${limits[$word]:-}" ] || usage
+done
+[ ${#stages[@]} -gt 0 ] || stages=("${order[@]}")
+python=${PYTHON:-python3} total=${TOTAL:-720}
+for word in "$total" "${LIMIT:-1}"; do
+  [[ $word =~ ^[1-9][0-9]*$ ]] || { echo "TOTAL and LIMIT must be whole seconds > 0, got '$word'" >&2; exit 2; }
+done
 mkdir -p "${OUT:=out}" || exit 2
 OUT=$(cd "$OUT" && pwd)
 logs=$PWD/build/gpu_check/logs
@@ -45,7 +58,9 @@ skip() { echo "skipped: $1"; return 77; }
 stage_build() {
   local cuda=1
   [ "$gpu" = 1 ] || cuda=0
-  if [ "$gpu" = 0 ] && "$python" -c 'import shamisa; assert "cpu" in shamisa.backends()["distort"]' 2>/dev/null; then
+  local device=cuda
+  [ "$gpu" = 1 ] || device=cpu
+  if "$python" -c "import shamisa; assert '$device' in shamisa.backends()['distort']" 2>/dev/null; then
     cuda="" # built already, whatever it was built with
   fi
   if [ -n "$cuda" ]; then SHAMISA_CUDA=$cuda run build "$python" setup.py -q build_ext --inplace || return; fi
@@ -173,28 +188,30 @@ main() { # bash reads a script as it goes: a function is read whole, so that a c
     echo "no GPU that torch of $python can use; --no-gpu runs what can run without" >&2
     exit 2
   fi
-  local failed=0 stage start status verdict line
-  : >"$OUT/stages.new"
+  local failed=0 stage start status verdict
+  touch "$OUT/stages.txt" # a verdict a line; a stage that is not run this time keeps its last one
   for stage in "${stages[@]}"; do
+    if [ "$resume" = 1 ] && grep -Eq "^$stage +passed " "$OUT/stages.txt"; then continue; fi
     printf '\n== %s\n' "$stage"
-    start=$SECONDS deadline=$((SECONDS + limit))
-    "stage_$stage"
-    status=$?
+    start=$SECONDS deadline=$((SECONDS + ${LIMIT:-${limits[$stage]}}))
+    [ "$deadline" -le "$total" ] || deadline=$total
+    if [ "$SECONDS" -ge "$total" ]; then
+      status=124
+    else
+      "stage_$stage"
+      status=$?
+    fi
     case $status in
       0) verdict=passed ;;
       77) verdict=skipped ;;
       124 | 137) verdict="out of time" failed=1 ;;
       *) verdict="FAILED ($status)" failed=1 ;;
     esac
-    printf '%-12s %-14s %5d s\n' "$stage" "$verdict" $((SECONDS - start)) >>"$OUT/stages.new"
-    tar -czf "$OUT/logs.tar.gz" -C "$logs" .  # after each stage, in case the next one is stopped from outside
+    # after each stage, in case the next one is stopped from outside
+    { grep -v "^$stage " "$OUT/stages.txt"; printf '%-12s %-14s %5d s\n' "$stage" "$verdict" $((SECONDS - start)); } >"$OUT/stages.new"
+    mv "$OUT/stages.new" "$OUT/stages.txt"
+    tar -czf "$OUT/logs.tar.gz" -C "$logs" .
   done
-  # stages that were not run this time keep their last verdict
-  touch "$OUT/stages.txt"
-  while read -r line; do
-    grep -q "^${line%% *} " "$OUT/stages.new" || printf '%s  (earlier)\n' "${line%  (earlier)}" >>"$OUT/stages.new"
-  done <"$OUT/stages.txt"
-  mv "$OUT/stages.new" "$OUT/stages.txt"
   printf '\n'
   cat "$OUT/stages.txt"
   exit "$failed"
