@@ -414,7 +414,7 @@ def resume(saved: Config, given: dict, world: int = 1, saved_world: int = 1) -> 
     return dataclasses.replace(saved, **given)
 
 
-NEWER = {"truncated"}  # fields that runs of the first format do not have
+NEWER = {"truncated", "features"}  # fields that runs of the first format do not have
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------
