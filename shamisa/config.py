@@ -202,6 +202,7 @@ class Config:
     )
     optimizer: str = setting("sgd", "sgd (with momentum) or adamw; fused on a GPU", choices=("sgd", "adamw"))
     lr: float = setting(1.5e-3, "peak learning rate", low=0)
+    encoder_lr: float = setting(1.0, "learning rate of the encoder, as a multiple of --lr", low=0)
     momentum: float = setting(0.9, "momentum of sgd", low=0, high=1)
     weight_decay: float = setting(1e-4, "weight decay coefficient", low=0)
     schedule: str = setting(
@@ -237,10 +238,27 @@ class Config:
     keep: int = setting(2, "number of newest checkpoints to keep", low=1, high=10**6, live=True)
     best_window: int = setting(
         100,
-        "steps over which the total loss is averaged to rank checkpoints; the best is kept as checkpoint/best; 0: keep none",
+        "steps whose checks are averaged to rank checkpoints; the best is kept as checkpoint/best; 0: keep none",
         low=0,
         high=2**31,
         live=True,
+    )
+    check_every: int = setting(
+        0,
+        "steps between checks of the encoder on held-out packaged photographs, distorted: SRCC of a ridge regressor "
+        "with SSIM, and effective rank; also at the start and the end; a warning tells when they fall; 0: never",
+        low=0,
+        high=2**31,
+        live=True,
+    )
+    labels: str = setting(
+        "",
+        "label file (CSV with file and score) whose train and val parts join the checks; test is never read",
+        live=True,
+    )
+    label_root: str = setting("", "folder of the files in --labels [that of the file]", live=True)
+    stop_on_collapse: bool = setting(
+        False, "end the run, as failed, where a check says that training destroys what the encoder knew", live=True
     )
     rank_every: int = setting(
         10, "steps between records of the effective rank and spread of h and z; 0: never", low=0, high=2**31
@@ -414,7 +432,9 @@ def resume(saved: Config, given: dict, world: int = 1, saved_world: int = 1) -> 
     return dataclasses.replace(saved, **given)
 
 
-NEWER = {"truncated", "features"}  # fields that runs of the first format do not have
+NEWER = {  # fields that runs of the first format do not have
+    *("truncated", "features", "encoder_lr", "check_every", "labels", "label_root", "stop_on_collapse"),
+}
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------

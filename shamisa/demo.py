@@ -87,6 +87,12 @@ def cross_validate(X: Tensor, target: np.ndarray, photo: np.ndarray, folds: int)
     return prediction
 
 
+def within_folds(prediction: np.ndarray, data: DemoSet, folds: int) -> dict[str, float]:
+    """The metrics of ``KEYS`` of predictions [n], each the mean over the folds of its value within a fold."""
+    inside = [data.photo % folds == f for f in range(folds)]
+    return {k: float(np.mean([getattr(metrics, k)(prediction[m], data.target[m]) for m in inside])) for k in KEYS}
+
+
 def evaluate(
     encoder: nn.Module,
     *,
@@ -112,15 +118,13 @@ def evaluate(
         raise ValueError(f"folds must be in 3..images = {images}, got {folds}")
     data = make_set(seed, crop, images, compositions, backend)
     prediction = cross_validate(features(encoder, data.images), data.target, data.photo, folds)
-    inside = [data.photo % folds == f for f in range(folds)]
-    numbers = {k: [getattr(metrics, k)(prediction[m], data.target[m]) for m in inside] for k in KEYS}
     return {
         "proxy": PROXY,
         "images": len(data.target),
         "photographs": images,
         "folds": folds,
         "seed": seed,
-        **{k: float(np.mean(v)) for k, v in numbers.items()},
+        **within_folds(prediction, data, folds),
         "srcc_pooled": metrics.srcc(prediction, data.target),
     }
 

@@ -47,9 +47,8 @@ class GraphedStep:
         device = trainer.device
         self.crops = torch.empty_like(crops, device=device)
         self.plan = Plan(*(torch.empty_like(getattr(plan, f.name), device=device) for f in dataclasses.fields(Plan)))
-        self.lr = torch.zeros((), device=device)
         for group in trainer.optimizer.param_groups:
-            group["lr"] = self.lr
+            group["lr"] = torch.zeros((), device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm = 0
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -59,7 +58,8 @@ class GraphedStep:
         self.crops.copy_(crops, non_blocking=True)
         for f in dataclasses.fields(Plan):
             getattr(self.plan, f.name).copy_(getattr(plan, f.name), non_blocking=True)
-        self.lr.fill_(lr)
+        for group in self.trainer.optimizer.param_groups:
+            group["lr"].fill_(lr * group["scale"])
 
     def body(self) -> tuple[Tensor, Tensor, Tensor]:
         """The step of the trainer on the tensors of ``load`` -> values (terms of the objective, norm of the gradient),

@@ -17,7 +17,7 @@ class Logger(Protocol):
     """One place for records."""
 
     def write(self, record: dict) -> None:
-        """The record of a step."""
+        """The record of a step, or {"check": ...} after a check."""
 
     def sync(self) -> None:
         """Before a checkpoint: what was written must survive a crash where that is promised."""
@@ -35,6 +35,11 @@ def scalars(record: dict) -> dict[str, float]:
         elif isinstance(value, int | float) and key != "step":
             flat[key] = value
     return flat
+
+
+def step_of(record: dict) -> int:
+    """The step that a record is drawn at."""
+    return record["check"]["step"] if "check" in record else record["step"]
 
 
 class Metrics:
@@ -66,7 +71,7 @@ class TensorBoard:
 
     def write(self, record: dict) -> None:
         for name, value in scalars(record).items():
-            self.writer.add_scalar(name, value, record["step"])
+            self.writer.add_scalar(name, value, step_of(record))
 
     def sync(self) -> None:
         self.writer.flush()
@@ -100,7 +105,7 @@ class Wandb:
         runs.write_json(file, {"project": config.wandb, "id": identity})
 
     def write(self, record: dict) -> None:
-        self.run.log(scalars(record), step=record["step"])
+        self.run.log(scalars(record), step=step_of(record))
 
     def sync(self) -> None:
         pass  # it sends in its own time

@@ -48,6 +48,30 @@ def loss_curves(records: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def checks(found: list[dict], path: Path) -> None:
+    """Draw the checks of the encoder over the steps, each with its value at the start -> PNG. found: ``Run.checks``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = {
+        "srcc": "label-free check: SRCC with SSIM",
+        "rank_h": "effective rank of h",
+        "label_srcc": "SRCC with labels",
+    }
+    panels = {k: title for k, title in panels.items() if any(k in c for c in found)}
+    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (key, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        x, y = zip(*((c["step"], c[key]) for c in found if key in c), strict=True)
+        axes.plot(x, y, marker=".")
+        axes.axhline(y[0], color="gray", linestyle="--", linewidth=1, label="at the start")
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=80)
+
+
 def _smooth(y: Tensor, width: int) -> Tensor:
     """Running mean [n] -> [n - width + 1]."""
     return y.unfold(0, width, 1).mean(1)

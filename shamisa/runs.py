@@ -2,11 +2,11 @@
 
     RUN/run.json         status: running, finished, interrupted or failed; steps done; message
     RUN/config.json      the resolved configuration and the versions that made the run
-    RUN/metrics.jsonl    line 1: the same; then one record per step
+    RUN/metrics.jsonl    line 1: the same; then one record per step, and one per check of the encoder
     RUN/.lock            locked by the process that trains the run, as long as it lives; who it is, in words
     RUN/skipped.jsonl    photographs that could not be used, and why; written only where there are some
     RUN/checkpoint/latest                   the name of the newest checkpoint
-    RUN/checkpoint/best                     the name of the one with the lowest score, where scores are taken
+    RUN/checkpoint/best                     the name of the one with the highest score, where scores are taken
     RUN/checkpoint/step-00000500/model.safetensors   encoder.*, projector.*, loss.*
                                 state.safetensors   optimizer state, one tensor per parameter and kind
                                 state.json          step, score, configuration, scaler, size and SHA-256 of both files
@@ -44,6 +44,7 @@ except ImportError:  # Windows
 LOCK = ".lock"
 FORMAT = 1  # of a checkpoint
 MODEL, STATE, INDEX = "model.safetensors", "state.safetensors", "state.json"
+SCORED = "check"  # what the score of a checkpoint is made of
 POINTERS = ("latest", "best")
 STATUSES = ("running", "finished", "interrupted", "failed")
 
@@ -201,7 +202,8 @@ class Run:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if line.endswith("\n") and ("step" not in record or record["step"] < step):
+            done = record.get("check", {}).get("step", record.get("step", -1) + 1)
+            if line.endswith("\n") and done <= step:
                 kept.append(line)
         write_text(self.metrics, "".join(kept))
 
@@ -209,6 +211,11 @@ class Run:
         """The records of the steps in metrics.jsonl."""
         lines = self.metrics.read_text().splitlines()
         return [r for r in map(json.loads, lines[1:]) if "step" in r]
+
+    def checks(self) -> list[dict]:
+        """The checks of the encoder in metrics.jsonl, see ``check.Check``."""
+        lines = self.metrics.read_text().splitlines()
+        return [r["check"] for r in map(json.loads, lines[1:]) if "check" in r]
 
     def note_skipped(self, skipped: dict[str, str]) -> None:
         """Add photographs that could not be used (name -> reason) to skipped.jsonl."""
@@ -244,7 +251,7 @@ class Run:
         """Write the checkpoint of ``step`` steps done, point to it, and drop all but the newest ``keep`` and the best.
 
         ``model`` has the children encoder, projector and loss; ``state`` more JSON values (configuration, scaler). The
-        best is the one with the lowest ``score``, of those that have one.
+        best is the one with the highest ``score``, of those that have one.
         An error (OSError for a full disk) leaves the earlier checkpoints and the pointer as they were.
         """
         target = self.checkpoints / f"step-{step:08d}"
@@ -263,6 +270,7 @@ class Run:
             for name in files:
                 sync(temporary / name)
             index = {"format": FORMAT, "step": step, **describe(model.encoder), "files": files, "score": score}
+            index["scored"] = SCORED
             index |= state
             write_json(temporary / INDEX, index)
             if target.exists():  # killed before the pointer was replaced, and resumed from an earlier one
@@ -284,16 +292,18 @@ class Run:
         return target
 
     def best(self) -> Path | None:
-        """The checkpoint folder with the lowest score, the later of equal ones; None where none has a score."""
+        """The checkpoint folder with the highest score, the later of equal ones; None where none has a score."""
         scored = []
         for folder in self.checkpoints.glob("step-*"):
             try:
-                score = read_json(folder / INDEX).get("score")
+                index = read_json(folder / INDEX)
             except RunError:  # damaged by somebody else: no reason to end the run
                 continue
+            # format 1 without "scored" ranked by the total of the objective, which is no measure of an encoder
+            score = index.get("score") if index.get("scored") == SCORED else None
             if score is not None:
-                scored.append((score, -int(folder.name.removeprefix("step-")), folder))
-        return min(scored)[2] if scored else None
+                scored.append((score, int(folder.name.removeprefix("step-")), folder))
+        return max(scored)[2] if scored else None
 
     def remove_temporary(self) -> None:
         """Remove what a killed process left half-written."""

@@ -23,6 +23,7 @@ import torch
 from . import config as configuration
 from . import demo, dryrun, embeddings, loggers, plots, runs
 from .allocator import keep_freed_memory
+from .check import Check
 from .cli import INTERRUPTED, complain
 from .config import Config
 from .data.decode import CUT_OFF
@@ -118,7 +119,7 @@ def _begin(trainer: Trainer, run: runs.Run, resumed: bool) -> runs.Run:
         raise
     if resumed:
         run.remove_temporary()
-        trainer.recent.extend(r["loss"]["total"] for r in run.records())
+        trainer.history.checks.extend(Check(**c) for c in run.checks())
         run.set_status("running", trainer.step)
     return run
 
@@ -193,6 +194,8 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
     records, config = run.records(), trainer.config
     plots.loss_curves(records, run.path / "curves.png")
     plots.step_times(records, run.path / "times.png")
+    if checks := run.checks():
+        plots.checks(checks, run.path / "checks.png")
     last = max(0, trainer.steps - 1)
     shown = min(config.batch, 2)  # samples
     crops, _ = trainer.references.batch(last * config.accumulate)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import check, embeddings, graphed, loggers, runs
 from . import config as configuration
-from . import embeddings, graphed, loggers, runs
 from .config import Config
 from .data import photos
 from .data.embedded import EmbeddedPhotos
@@ -81,6 +80,11 @@ class Trainer:
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         check_crop(config)
         loggers.check(config)
+        if config.label_root and not config.labels:
+            raise ValueError(f"label-root belongs to --labels, got {config.label_root!r} without it")
+        self.labelled = (
+            check.LabelledPart.open(config.labels, config.label_root, config.seed) if config.labels else None
+        )
         normalize(
             torch.zeros(1, 3, 1, 1, dtype=torch.uint8, device=self.device), backend=config.backend
         )  # is it there?
@@ -124,7 +128,8 @@ class Trainer:
         self.fetch_every = 1 if self.device.type == "cpu" or self.scaler.is_enabled() else FETCH_EVERY
         self.logs: list[loggers.Logger] = []  # of the main process, opened with the run
         self.graphed: graphed.GraphedStep | None = None
-        self.recent: deque[float] = deque(maxlen=config.best_window or 1)  # total of the last steps
+        self.history = check.History()  # how the encoder was judged so far
+        self.collapse = ""  # in words, why the run must end
         self.step = 0  # steps done
         self.signal = 0  # that ended the run early
 
@@ -212,12 +217,11 @@ class Trainer:
                 record |= embeddings.summary(*w.embedded)
             split = watch.seconds(w.marks)
             record["timing"] = {"images_per_s": round(self.images() / sum(split.values()), 3), "split": split}
-            self.recent.append(values["total"])
             yield record
 
     def _eager_step(self, parts: Sequence[Tensor], lr: float, watch: Stopwatch) -> tuple[Tensor, Tensor, Tensor]:
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
         watch.begin("distortions")
         return self.update([(crops, self.plan(i)) for i, crops in enumerate(parts)], watch.begin)
 
@@ -280,10 +284,9 @@ class Trainer:
 
     # ---- the run -----------------------------------------------------------------------------------------------------
     def save(self, run: runs.Run) -> Path:
-        """Checkpoint after ``self.step`` steps; its score is the mean total of the last ``best_window`` steps."""
+        """Checkpoint after ``self.step`` steps; its score is that of the checks of the last ``best_window`` steps."""
         state = {"scaler": self.scaler.state_dict(), "header": header(self.config, self.processes.world_size)}
-        full = self.config.best_window and len(self.recent) == min(self.config.best_window, self.step) > 0
-        score = sum(self.recent) / len(self.recent) if full else None
+        score = self.history.score(self.step, self.config.best_window) if self.config.best_window else None
         return run.save(self.step, self.model, self.optimizer, state, self.config.keep, score)
 
     def load(self, checkpoint: runs.Checkpoint) -> None:
@@ -346,10 +349,13 @@ class Trainer:
                 bar = stack.enter_context(self.progress())
                 recording = Recording(run.path / "profile", profile if main else 0, self.device)
                 stack.enter_context(recording)
+                if main and c.check_every and not self.history.checks:
+                    self.judge(bar)
                 while self.step < self.steps:
                     watch.start()
                     watch.begin("data")
                     crops, skipped, error = self.read(loader, stop)
+                    error = error or self.collapse
                     ending, error, skipped = processes.share(stop(), error, skipped)
                     if error:
                         self._report(run, watch, bar)
@@ -361,9 +367,12 @@ class Trainer:
                         run.note_skipped(skipped)
                     bar.update(self.images())
                     saving = c.checkpoint_every and self.step % c.checkpoint_every == 0 and self.step < self.steps
-                    if saving or self.due:
+                    judging = c.check_every and (saving or self.step % c.check_every == 0 or self.step == self.steps)
+                    if saving or judging or self.due:
                         self._report(run, watch, bar)
                     recording.step()
+                    if judging and main:
+                        self.judge(bar)
                     if saving and main:
                         for log in self.logs:
                             log.sync()  # a checkpoint never runs ahead of the metrics
@@ -373,6 +382,8 @@ class Trainer:
                     log.sync()
             if main:
                 self.save(run)
+            if self.collapse:  # after the last step: nobody else waits
+                raise TrainingError(f"step {self.step}: {self.collapse}; last good checkpoint: {last_checkpoint(run)}")
         except TrainingError:  # names of photographs in it may look like words of the network
             raise
         except RuntimeError as error:
@@ -391,10 +402,23 @@ class Trainer:
                 for log in self.logs:
                     log.write(record)
                 words = f"step {record['step'] + 1}/{self.steps} loss {record['loss']['total']:.4g}"
-                bar.set_postfix_str(words, refresh=False)
+                bar.set_postfix_str(f"{words} {self.history.words()}".rstrip(), refresh=False)
         except FloatingPointError as error:
             where = f"; the state before this step is in {self.save(run)}" if self.processes.main else ""
             raise TrainingError(f"{error}{where}") from None
+
+    def judge(self, bar: tqdm) -> None:
+        """Check the encoder and log it; a warning, or with stop_on_collapse the end of the run, where it got worse."""
+        c = self.config
+        found = check.judge(self.model.encoder, self.step, crop=c.crop, backend=c.backend, labelled=self.labelled)
+        self.history.checks.append(found)
+        for log in self.logs:
+            log.write({"check": found.record()})
+        fault = self.history.fault()
+        if fault and c.stop_on_collapse:
+            self.collapse = fault
+        elif fault:
+            bar.write(f"warning: step {self.step}: {fault}", file=sys.stderr)
 
     def progress(self) -> tqdm:
         """A bar over images, with images/s and the time left."""
@@ -451,13 +475,19 @@ def open_photos(config: Config, world_size: int = 1) -> Photos:
     return photos.open_photos(refs, max_seconds=config.max_seconds, truncated=config.truncated)
 
 
-def make_optimizer(config: Config, model: nn.Module, graphed: bool = False) -> torch.optim.Optimizer:
+def make_optimizer(config: Config, model: Learner, graphed: bool = False) -> torch.optim.Optimizer:
     """sgd or adamw over all parameters, in the fused form: one kernel for all, which can be told on the device to leave
-    out a step (``found_inf``) and, ``graphed``, can run inside a CUDA graph."""
+    out a step (``found_inf``) and, ``graphed``, can run inside a CUDA graph. A group's rate is its ``scale`` times that of
+    the step."""
     options = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    rest = [p for part in (model.projector, model.loss) for p in part.parameters()]
+    groups = [
+        {"params": list(model.encoder.parameters()), "scale": config.encoder_lr},
+        {"params": rest, "scale": 1.0},
+    ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), capturable=graphed, **options)
-    optimizer = torch.optim.SGD(model.parameters(), momentum=config.momentum, **options)
+        return torch.optim.AdamW(groups, capturable=graphed, **options)
+    optimizer = torch.optim.SGD(groups, momentum=config.momentum, **options)
     if config.momentum:  # torch leaves it uninitialised where the first step is left out
         for p in (p for p in model.parameters() if p.requires_grad):
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)

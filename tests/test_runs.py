@@ -90,7 +90,7 @@ def test_keep_drops_the_oldest(saved):
 
 def test_the_best_is_kept_beside_the_newest(saved):
     run, model, optimizer = saved
-    for step, score in ((4, 3.0), (6, 1.0), (8, 2.0), (10, None), (12, 1.5)):
+    for step, score in ((4, 0.1), (6, 0.9), (8, 0.5), (10, None), (12, 0.7)):
         run.save(step, model, optimizer, {}, keep=2, score=score)
         assert run.best() == {4: run.checkpoints / "step-00000004"}.get(step, run.checkpoints / "step-00000006")
     names = sorted(p.name for p in run.checkpoints.iterdir())
@@ -98,7 +98,7 @@ def test_the_best_is_kept_beside_the_newest(saved):
     assert runs.find_checkpoint(run.path).step == 12 and runs.find_checkpoint(run.checkpoints / "latest").step == 12
     assert runs.find_checkpoint(run.checkpoints / "best").step == 6
     assert runs.load_encoder(run.checkpoints / "best").name == "shamisa/small"
-    run.save(14, model, optimizer, {}, keep=1, score=1.0)  # of equal ones the later is the best
+    run.save(14, model, optimizer, {}, keep=1, score=0.9)  # of equal ones the later is the best
     assert sorted(p.name for p in run.checkpoints.glob("step-*")) == ["step-00000014"]
     (run.checkpoints / "best").write_text("step-00000099\n")
     with pytest.raises(runs.RunError, match="best names step-00000099, which is not there"):

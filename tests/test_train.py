@@ -38,6 +38,7 @@ TINY = {
     "workers": 0,
     "steps": 6,
     "rank_every": 2,
+    "check_every": 0,
     "checkpoint_every": 2,
     "threads": 1,
     "device": "cpu",
@@ -254,7 +255,7 @@ def test_run_folder_is_complete(unbroken, photos):
             assert min(picture.size) > 100
     weights = [Encoder("shamisa/small").state_dict(), runs.load_encoder(run.path).state_dict()]
     assert weights[0].keys() == weights[1].keys()
-    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["best", "latest", "step-00000004", "step-00000006"]
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["latest", "step-00000004", "step-00000006"]
 
 
 def test_training_changes_all_parts_but_the_detached_aggregator(unbroken):
@@ -312,17 +313,18 @@ def test_other_options_train_and_resume_exactly(fields, photos, tmp_path):
     assert metrics(run) == metrics(whole) and len(metrics(run)) == 4
 
 
-def test_score_of_a_checkpoint_is_the_mean_of_the_last_steps(photos, tmp_path):
-    config = tiny(photos, best_window=3, checkpoint_every=2, keep=9)
+def test_the_best_checkpoint_is_that_of_the_checks(photos, tmp_path):
+    config = tiny(photos, check_every=2, best_window=3, checkpoint_every=2, keep=9)
     trainer, run = train.prepare(config, tmp_path / "run", quiet=True)
     trainer.fit(run, stop=lambda: trainer.step == 4)
-    _, run, _ = run_once(config, None, resume=run.path)  # a resumed run knows the steps before
-    totals = [r["loss"]["total"] for r in run.records()]
+    _, run, _ = run_once(config, None, resume=run.path)  # a resumed run knows the checks before
+    checks = {c["step"]: c["srcc"] for c in run.checks()}
+    assert list(checks) == [0, 2, 4, 6]
     scores = {}
     for step in (2, 4, 6):
         scores[step] = runs.read_json(run.checkpoints / f"step-{step:08d}" / "state.json")["score"]
-        assert scores[step] == pytest.approx(sum(totals[:step][-3:]) / len(totals[:step][-3:]))
-    assert run.best().name == f"step-{min(scores, key=scores.get):08d}"
+        assert scores[step] == pytest.approx((checks[step] + checks[step - 2]) / 2)
+    assert run.best().name == f"step-{max(scores, key=scores.get):08d}"
 
 
 def start(config, out, photos):
