@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from shamisa import config as configuration
-from shamisa import embeddings, runs, train
-from shamisa.config import DEMO, PAPER, Config
-from shamisa.models import Encoder
-from shamisa.trainer import TERMS
+from shamisa import train
+from shamisa.networks.models import Encoder
+from shamisa.training import config as configuration
+from shamisa.training import embeddings, runs
+from shamisa.training.config import DEMO, PAPER, Config
+from shamisa.training.trainer import TERMS
 
 TINY = {
     "crop": 32,
