@@ -12,7 +12,9 @@ from test_train import tiny
 from torch import nn
 
 from shamisa import check, demo, plots, runs, train
+from shamisa import config as configuration
 from shamisa.check import Check, History
+from shamisa.config import Config
 from shamisa.models import Encoder
 from shamisa.trainer import TrainingError
 
@@ -131,3 +133,10 @@ def test_a_score_by_the_total_no_longer_ranks(photos, tmp_path):
         del index["scored"]
         (folder / runs.INDEX).write_text(json.dumps(index))
     assert run.best() is None
+
+
+def test_checks_are_on_by_default_and_off_in_runs_from_before_them():
+    record = configuration.to_record(Config(refs="x"))
+    assert record["check_every"] == 250
+    del record["check_every"]
+    assert configuration.from_record(record).check_every == 0
