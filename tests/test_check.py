@@ -16,7 +16,9 @@ from shamisa.networks.models import Encoder
 from shamisa.reports import plots
 from shamisa.scoring import demo
 from shamisa.training import check, runs
+from shamisa.training import config as configuration
 from shamisa.training.check import Check, History
+from shamisa.training.config import Config
 from shamisa.training.trainer import TrainingError
 
 
@@ -134,3 +136,10 @@ def test_a_score_by_the_total_no_longer_ranks(photos, tmp_path):
         del index["scored"]
         (folder / runs.INDEX).write_text(json.dumps(index))
     assert run.best() is None
+
+
+def test_checks_are_on_by_default_and_off_in_runs_from_before_them():
+    record = configuration.to_record(Config(refs="x"))
+    assert record["check_every"] == 250
+    del record["check_every"]
+    assert configuration.from_record(record).check_every == 0

@@ -324,6 +324,27 @@ def test_sigterm_to_torchrun_saves(photos, tmp_path):
     assert runs.find_checkpoint(run.path).step == run.status()["step"] == len(run.records()) >= 5
 
 
+THREADS_AFTER_CLOSE = """
+import os
+from shamisa.training.parallel import Processes
+
+def threads():
+    return [open(f"/proc/self/task/{t}/comm").read().strip() for t in os.listdir("/proc/self/task")]
+
+processes = Processes.connect("cpu", 60)
+assert any("gloo" in t for t in threads()), threads()
+processes.close()
+assert not any("gloo" in t for t in threads()), threads()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists threads as Linux does")
+def test_no_thread_outlives_the_group():
+    """One that did would end the process with SIGABRT whenever it met the interpreter's end."""
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    subprocess.run([sys.executable, "-c", THREADS_AFTER_CLOSE], env=torchrun_environment() | environment, check=True)
+
+
 # ---- pieces ----------------------------------------------------------------------------------------------------------
 def test_one_process_needs_no_torchrun(photos, tmp_path):
     """--gather and --sync-bn with one process are the identity."""

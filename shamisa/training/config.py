@@ -244,7 +244,7 @@ class Config:
         live=True,
     )
     check_every: int = setting(
-        0,
+        250,
         "steps between checks of the encoder on held-out packaged photographs, distorted: SRCC of a ridge regressor "
         "with SSIM, and effective rank; also at the start and the end; a warning tells when they fall; 0: never",
         low=0,
@@ -432,8 +432,14 @@ def resume(saved: Config, given: dict, world: int = 1, saved_world: int = 1) -> 
     return dataclasses.replace(saved, **given)
 
 
-NEWER = {  # fields that runs of the first format do not have
-    *("truncated", "features", "encoder_lr", "check_every", "labels", "label_root", "stop_on_collapse"),
+NEWER = {  # fields that runs of the first format do not have: what was done then
+    "truncated": "skip",
+    "features": "last",
+    "encoder_lr": 1.0,
+    "check_every": 0,
+    "labels": "",
+    "label_root": "",
+    "stop_on_collapse": False,
 }
 
 
@@ -444,16 +450,16 @@ def to_record(config: Config) -> dict:
 
 
 def from_record(record: dict) -> Config:
-    """The inverse of ``to_record``. Fields that are newer than the run are the class's defaults: what was done before.
+    """The inverse of ``to_record``. Fields that are newer than the run say what was done before (``NEWER``).
 
     Raises ValueError for missing or unknown fields (a newer version wrote it)."""
     names = {f.name for f in dataclasses.fields(Config)}
     got = set(record) if isinstance(record, dict) else set()
-    if missing := names - got - NEWER:
+    if missing := names - got - set(NEWER):
         raise ValueError(f"config has other fields than this version: missing {sorted(missing)}")
     if got - names:
         raise ValueError(f"config has other fields than this version: unknown {sorted(got - names)}")
-    return Config(**record)
+    return Config(**(NEWER | record))
 
 
 @functools.cache

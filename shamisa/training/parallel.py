@@ -94,6 +94,9 @@ class Processes:
     def close(self) -> None:
         """Leave the others; only after success, because it may wait for them."""
         if self.connected:
+            self._control = (
+                None  # a group that is still held lives on, with its threads, into the end of the interpreter
+            )
             dist.destroy_process_group()
             self.connected = False
 

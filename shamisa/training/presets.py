@@ -25,6 +25,7 @@ DEMO = {  # differs from the published configuration in
     "lr": 1e-3,
     "schedule": "cosine",
     "checkpoint_every": 50,
+    "check_every": 50,
     "demo": True,
 }
 
