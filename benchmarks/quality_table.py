@@ -84,7 +84,13 @@ def brisque_features(paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     model = need("brisque").BRISQUE(url=False)
     kept: list[np.ndarray] = []
     scale = model.scale_features
-    model.scale_features = lambda f: kept.append(scale(f)) or kept[-1]  # what its regressor is fed with
+
+    def scaled(features: np.ndarray) -> np.ndarray:
+        """What its regressor is fed with; some of the numbers come as arrays of one element, which numpy 2.4 refuses."""
+        kept.append(scale([float(np.ravel(f)[0]) for f in features]))
+        return kept[-1]
+
+    model.scale_features = scaled
     scores = [float(model.score(pixels(p))) for p in tqdm(paths, desc="brisque", unit="image")]
     return np.array(scores), np.stack(kept).astype(np.float64)
 
