@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shamisa import machine
-from shamisa.crops import views
 from shamisa.data.photos import PhotoFolder, read_photo
 from shamisa.files import write_json
-from shamisa.quality import QualityNet
+from shamisa.measuring import machine
+from shamisa.scoring.crops import views
+from shamisa.scoring.quality import QualityNet
 
 from .peers import Missing, need
 
@@ -218,7 +218,7 @@ def open_net(checkpoint: str | None, regressor: str | None) -> QualityNet:
         from shamisa.hub import QualityModel
 
         return QualityModel.packaged()
-    from shamisa.quality import load_quality_net
+    from shamisa.scoring.quality import load_quality_net
 
     return load_quality_net(checkpoint, regressor)
 

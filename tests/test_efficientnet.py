@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from shamisa.efficientnet import EfficientNetLite0
-from shamisa.models import EFFICIENTNET, EFFICIENTNET_OF_TIMM, Encoder
-from shamisa.weights import PACKAGES, find_package
+from shamisa.networks.efficientnet import EfficientNetLite0
+from shamisa.networks.models import EFFICIENTNET, EFFICIENTNET_OF_TIMM, Encoder
+from shamisa.networks.weights import PACKAGES, find_package
 
 
 @pytest.fixture(scope="module")

@@ -243,7 +243,7 @@ def test_verify_and_pack_count_them_apart(whole, tmp_path, capsys):
 
 
 def test_features_of_truncated_photographs_are_named_and_not_kept(whole, tmp_path):
-    from shamisa.features import Extractor
+    from shamisa.scoring.features import Extractor
 
     place = tmp_path / "cut.jpg"
     place.write_bytes(whole.read_bytes()[:-2])
@@ -264,7 +264,7 @@ def test_features_of_truncated_photographs_are_named_and_not_kept(whole, tmp_pat
 
 def test_runs_from_before_the_option_go_on():
     """They left truncated photographs out, as the default does."""
-    from shamisa import config as configuration
+    from shamisa.training import config as configuration
 
     record = configuration.to_record(configuration.resolve("demo", {}))
     del record["truncated"]
