@@ -28,9 +28,9 @@ from torch import Tensor
 
 from . import remote
 from .cli import guard
-from .data.decode import TRUNCATED
+from .data.decode import TRUNCATED, is_truncated
 from .data.formats import count as count_of
-from .data.formats import describe_ignored
+from .data.formats import describe_ignored, shorten
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .datasets.labels import describe_scale
 from .files import printable
@@ -219,14 +219,15 @@ class Table:
             for suffix in ("", META) if resume else ():
                 if remote.is_file(self.url + suffix):
                     remote.fetch(self.url + suffix, out.parent)
-        self.kind, self.done, self.failed = out.suffix, set(), 0
+        self.kind, self.done = out.suffix, set()
+        self.failed: list[str] = []  # reasons in earlier rows
         beside = out.with_name(out.name + META)
         if resume and out.exists():
             if (found := read_json(beside)) != meta:
                 changed = ", ".join(k for k in meta if found.get(k) != meta[k])
                 raise ValueError(f"{out} was started with another {changed}: it cannot be resumed")
             rows = read_rows(out)
-            self.done, self.failed = {r[0] for r in rows}, sum(r[3] is not None for r in rows)
+            self.done, self.failed = {r[0] for r in rows}, [r[3] for r in rows if r[3] is not None]
         else:
             rows = []
             write_json(beside, meta)
@@ -355,13 +356,13 @@ def run(given: argparse.Namespace) -> int:
     for error in failed:
         print(f"cannot be scored: {printable(error.path)}: {error.reason}", file=sys.stderr)
     scored = len(todo) - (len(failed) - len(closed))
-    count = len(failed) + table.failed
+    count = len(failed) + len(table.failed)
     earlier = f", {len(table.done)} rows from before" if table.done else ""
-    left_out = sum(error.truncated for error in failed)
+    left_out = sum(map(is_truncated, [error.reason for error in failed] + table.failed))
     cut_off = [f"{count_of(left_out, 'truncated JPEG')} among them (--truncated read)"] if left_out else []
     if scorer.extractor.cut_off:
-        names = ", ".join(printable(path) for path in scorer.extractor.cut_off)
-        cut_off.append(f"{count_of(len(scorer.extractor.cut_off), 'truncated JPEG')} scored as far as it goes: {names}")
+        names = shorten([printable(path) for path in scorer.extractor.cut_off])
+        cut_off.append(f"{count_of(len(scorer.extractor.cut_off), 'truncated JPEG')} scored as far as they go: {names}")
     print(
         "; ".join([f"{out}: {scored} of {len(paths)} photographs scored{earlier}; {count} could not be read", *cut_off])
     )
