@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .crops import CROPS, SCALES, views
+from .crops import CROPS, FULL, SCALES, check_view, views
 from .data.decode import Limits, at_least, is_truncated, log_remark
 from .data.photos import MAX_PIXELS, PhotoError, read_photo
 from .encoders import describe, is_plain, normalization
@@ -100,6 +100,7 @@ class Extractor:
         encoder: any module, images [N, 3, crop, crop] normalised by its mean and std (``encoders.normalization``) ->
             h [N, F]; moved to ``device`` and set to eval mode.
         crop: side of the crops, pixels.
+        view: viewing size, to which larger photographs are shrunk first: pixels of the longer side, or "full".
         device: where the encoder runs.
         batch: photographs per call of the encoder; each is ten crops. None: see ``photographs_per_call``.
         workers: threads that decode. The photographs being decoded have at most ``PIXELS_TOGETHER`` pixels together, 7
@@ -118,6 +119,7 @@ class Extractor:
         encoder: nn.Module,
         *,
         crop: int = 224,
+        view: int | str = FULL,
         device: torch.device | str = "cpu",
         batch: int | None = None,
         workers: int = 2,
@@ -131,6 +133,7 @@ class Extractor:
         batch = photographs_per_call(batch, self.device)
         self.encoder = encoder.eval().to(self.device)
         self.crop, self.batch, self.workers = crop, batch, workers
+        self.view = check_view(view)
         self.normalization = normalization(encoder)
         self.truncated = truncated
         self.cut_off: list[str] = []
@@ -138,7 +141,8 @@ class Extractor:
         self._room = _Room(PIXELS_TOGETHER)
         self.cache = None
         if cache is not None:
-            self.cache = Path(cache) / f"{self.hash[:16]}-c{crop}-v{_FORMAT}"
+            seen = "" if self.view is None else f"-w{self.view}"
+            self.cache = Path(cache) / f"{self.hash[:16]}-c{crop}{seen}-v{_FORMAT}"
             self.cache.mkdir(parents=True, exist_ok=True)
 
     @torch.inference_mode()
@@ -159,7 +163,7 @@ class Extractor:
     def __call__(self, photos: Sequence[Tensor]) -> Tensor:
         """Photographs uint8 [3, H, W], of any sizes, on any device -> features [n, 5, 2F] float32 on the CPU."""
         parts = [photos[i : i + self.batch] for i in range(0, len(photos), self.batch)]
-        return torch.cat([self.encode(torch.stack([views(p, self.crop) for p in part])) for part in parts])
+        return torch.cat([self.encode(torch.stack([views(p, self.crop, self.view) for p in part])) for part in parts])
 
     def _load(self, path: str) -> tuple[Tensor | None, Tensor | None, Path | None] | PhotoError:
         """(cached features, crops, place in the cache) of a file, one of the first two None; in a worker thread."""
@@ -182,7 +186,7 @@ class Extractor:
                         place = None  # the cache is for those that every setting reads
                     else:
                         log_remark(printable(path), remark)
-                return None, views(photo, self.crop), place
+                return None, views(photo, self.crop, self.view), place
             except PhotoError as error:
                 return error
 

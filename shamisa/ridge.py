@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .crops import FULL
 from .files import write_bytes, write_json
 from .labels import SCALE, to_quality
 from .metrics import srcc_columns
@@ -173,6 +174,11 @@ class Regressor:
     def quality(self, score: Tensor) -> Tensor:
         """Scores on the training scale -> [0, 1], higher is better: linear from the ends of the scale, clipped."""
         return to_quality(score, **self.scale).clamp(0, 1)
+
+    @property
+    def view(self) -> int | str:
+        """The viewing size that it was fitted at, see ``crops.check_view``; "full" in files from before there was one."""
+        return self.about.get("view", FULL)
 
     @property
     def scale(self) -> dict:
