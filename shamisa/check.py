@@ -95,9 +95,12 @@ class LabelledPart:
     paths: list[Path]
     train: np.ndarray
     val: np.ndarray
+    truncated: str = "skip"  # or "read", see ``data.decode.Limits``
 
     @classmethod
-    def open(cls, csv: str | os.PathLike, root: str | os.PathLike = "", seed: int = 0) -> LabelledPart:
+    def open(
+        cls, csv: str | os.PathLike, root: str | os.PathLike = "", seed: int = 0, truncated: str = "skip"
+    ) -> LabelledPart:
         """Read labels and find their images; of a large set ``LABEL_IMAGES`` of train and val are drawn by ``seed``.
 
         Raises LabelError (a ValueError) for labels or images that cannot be used.
@@ -110,16 +113,15 @@ class LabelledPart:
             np.sort(rng.permutation(part)[: round(LABEL_IMAGES * share)])
             for part, share in ((split.train, 2 / 3), (split.val, 1 / 3))
         ]
-        return cls(labels, paths, *few)
+        return cls(labels, paths, *few, truncated)
 
     def srcc(self, encoder: nn.Module, device: torch.device) -> float:
         """SRCC on val of the ridge regressor fitted on train, its strength chosen on val; by the probe's crops."""
         from .features import Extractor, extract
 
         chosen = np.concatenate([self.train, self.val])
-        found = extract(
-            Extractor(encoder, crop=LABEL_CROP, device=device), [self.paths[i] for i in chosen], progress=False
-        )
+        extractor = Extractor(encoder, crop=LABEL_CROP, device=device, truncated=self.truncated)
+        found = extract(extractor, [self.paths[i] for i in chosen], progress=False)
         kept = chosen[found.kept]
         train = np.isin(kept, self.train)
         y = self.labels.score[kept]

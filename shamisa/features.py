@@ -31,7 +31,8 @@ from .files import hash_file, printable
 
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
 _LARGE = 10_000_000  # pixels from which memory is returned after a photograph, which takes milliseconds
-_FORMAT = 3  # of the cache: changes with anything that changes features
+_FORMAT = 4  # of the cache: changes with anything that changes features
+_TRUNCATED = "-truncated"  # ends the names in the cache of files that only truncated="read" reads
 
 
 def by_crop(h: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ class Extractor:
         truncated: "skip" or "read", see ``data.decode.Limits``.
 
     Attributes:
-        cut_off: truncated photographs that were read all the same.
+        cut_off: paths of truncated photographs that were read all the same (as a set, in the order they were met).
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Extractor:
         self.view = check_view(view)
         self.normalization = normalization(encoder)
         self.truncated = truncated
-        self.cut_off: list[str] = []
+        self.cut_off: dict[str, None] = {}
         self.hash = hash_encoder(encoder)
         self._room = _Room(PIXELS_TOGETHER)
         self.cache = None
@@ -174,6 +175,10 @@ class Extractor:
             except OSError as error:
                 return PhotoError(str(path), error.strerror or str(error))
             found = _read_cached(place)
+            if found is None and self.truncated == "read":  # kept apart, so that "skip" does not find them
+                found = _read_cached(place.with_stem(place.stem + _TRUNCATED))
+                if found is not None:
+                    self.cut_off[path] = None
             if found is not None:
                 return found, None, place
         with self._room.visit() as admit:
@@ -182,8 +187,8 @@ class Extractor:
                 photo = read_photo(path, truncated=self.truncated, admit=admit, note=remarks.append)
                 for remark in remarks:
                     if is_truncated(remark):
-                        self.cut_off.append(path)
-                        place = None  # the cache is for those that every setting reads
+                        self.cut_off[path] = None
+                        place = None if place is None else place.with_stem(place.stem + _TRUNCATED)
                     else:
                         log_remark(printable(path), remark)
                 return None, views(photo, self.crop, self.view), place

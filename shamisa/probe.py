@@ -25,6 +25,8 @@ from PIL import Image
 
 from . import iqa_sets, ridge, runs, splits
 from .cli import guard
+from .data.decode import TRUNCATED
+from .data.formats import count, shorten
 from .encoders import LAST, describe, features_of, name_of
 from .features import CROPS, SCALES, Extractor, Features, extract, extract_difference
 from .files import printable
@@ -133,6 +135,12 @@ def make_parser() -> argparse.ArgumentParser:
     work.add_argument("--crop", type=int, default=224, help="side of the crops, in pixels [224]")
     work.add_argument("--batch", type=int, help="photographs per encoder call, ten crops each [1 on a CPU, 8 on a GPU]")
     work.add_argument("--workers", type=int, default=2, help="decoding threads [2]")
+    work.add_argument(
+        "--truncated",
+        choices=TRUNCATED,
+        default="skip",
+        help="a JPEG without its end marker or its last rows: leave it out, or read it as far as it goes [%(default)s]",
+    )
     work.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N [auto]")
     work.add_argument(
         "--cache", metavar="DIR", help="cache features here, keyed by the hashes of encoder and file [none]"
@@ -241,7 +249,7 @@ def open_extractors(given: argparse.Namespace, encoder: torch.nn.Module | None =
         encoders.append((name, open_encoder(name, given.seed, features)))
     encoders += [(name, open_encoder(name, given.seed, given.features)) for name in given.compare]
     device = choose_device(given.device)
-    options = {n: getattr(given, n) for n in ("crop", "batch", "workers", "cache")}
+    options = {n: getattr(given, n) for n in ("crop", "batch", "workers", "cache", "truncated")}
     found = [(name, Extractor(e, device=device, **options)) for name, e in encoders]
     blank = torch.zeros(1, SCALES, CROPS, 3, given.crop, given.crop, dtype=torch.uint8)
     for name, extractor in found:
@@ -366,12 +374,13 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
         "quality": QUALITY,
         "test": finite({k: v for k, v in first.numbers.items() if k not in ("groups", "val_srccs")}),
     }
+    faults = find_faults(features, labels, extractor)
     results = finite(
         {
             "command": given.command,
             "labels": labels.name,
             "images": len(labels),
-            "unreadable": [{"file": labels.files[i], "reason": e.reason} for i, e in features.failed.items()],
+            **faults,
             "scale": labels.scale,
             "full_reference": given.full_reference,
             "protocol": describe_protocol(given),
@@ -387,9 +396,8 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
     several = f"{len(chosen)} splits, the first: " if len(chosen) > 1 else ""
     kind = ", full reference" if given.full_reference else ""
     say(f"{labels.name}: {len(read)} images{kind}, {several}{chosen[0].origin}, split hash {hashes[0][:16]}")
-    if features.failed:
-        worst = next(iter(features.failed.values()))
-        say(f"{len(features.failed)} of {len(labels)} images cannot be read and are left out, the first is {worst}")
+    for line in describe_faults(faults, len(labels)):
+        say(line)
     for name, extractor in extractors:
         if (weights := source_of(extractor.encoder)) not in (None, "random", name):
             say(f"{name}: weights: {weights}, features {features_of(extractor.encoder)}")
@@ -402,6 +410,34 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
 
         say(f"wrote {write_report(given.report, results, first)}")
     return results
+
+
+def find_faults(features: Features, labels: Labels, extractor: Extractor) -> dict:
+    """What results.json says of images that could not be read, truncated JPEGs apart, and of those read all the same."""
+    failed = [({"file": labels.files[i], "reason": str(e)}, e.truncated) for i, e in features.failed.items()]
+    return {
+        "unreadable": [entry for entry, truncated in failed if not truncated],
+        "truncated": [entry for entry, truncated in failed if truncated],
+        "truncated_read": sorted(printable(path) for path in extractor.cut_off),
+    }
+
+
+def describe_faults(faults: dict, images: int) -> list[str]:
+    """The same in lines."""
+    unreadable, truncated, read = faults["unreadable"], faults["truncated"], faults["truncated_read"]
+    lines = []
+    if unreadable:
+        lines.append(
+            f"{len(unreadable)} of {images} images cannot be read and are left out, the first is {unreadable[0]['reason']}"
+        )
+    if truncated:
+        names = shorten([entry["file"] for entry in truncated])
+        lines.append(
+            f"{count(len(truncated), 'truncated JPEG')} of {images} images left out (--truncated read reads them): {names}"
+        )
+    if read:
+        lines.append(f"{count(len(read), 'truncated JPEG')} read as far as they go: {shorten(read)}")
+    return lines
 
 
 def source_of(encoder: torch.nn.Module) -> str | None:

@@ -5,6 +5,7 @@
     RUN/metrics.jsonl    line 1: the same; then one record per step, and one per check of the encoder
     RUN/.lock            locked by the process that trains the run, as long as it lives; who it is, in words
     RUN/skipped.jsonl    photographs that could not be used, and why; written only where there are some
+    RUN/truncated.jsonl  truncated JPEGs that were read as far as they go (--truncated read); only where there are some
     RUN/checkpoint/latest                   the name of the newest checkpoint
     RUN/checkpoint/best                     the name of the one with the highest score, where scores are taken
     RUN/checkpoint/step-00000500/model.safetensors   encoder.*, projector.*, loss.*
@@ -31,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .data.decode import READ_CUT_OFF
 from .encoders import describe, recorded_metadata, to_metadata
 from .files import hash_file, sync, write_json, write_text
 from .models import Encoder, load_into
@@ -217,17 +219,19 @@ class Run:
         lines = self.metrics.read_text().splitlines()
         return [r["check"] for r in map(json.loads, lines[1:]) if "check" in r]
 
-    def note_skipped(self, skipped: dict[str, str]) -> None:
-        """Add photographs that could not be used (name -> reason) to skipped.jsonl."""
-        if skipped:
-            with (self.path / "skipped.jsonl").open("a") as file:
-                file.writelines(to_line({"name": name, "reason": reason}) for name, reason in skipped.items())
+    def note_photos(self, notes: dict[str, str]) -> None:
+        """Add photographs (name -> reason) to skipped.jsonl, those that were read although truncated to truncated.jsonl."""
+        for file, read in (("skipped.jsonl", False), ("truncated.jsonl", True)):
+            found = {name: reason for name, reason in notes.items() if (reason == READ_CUT_OFF) == read}
+            if found:
+                with (self.path / file).open("a") as lines:
+                    lines.writelines(to_line({"name": name, "reason": reason}) for name, reason in found.items())
 
-    def count_skipped(self, beginning: str = "") -> int:
-        """How many photographs could not be used so far, for a reason that begins so; a resumed run may have met one twice."""
-        file = self.path / "skipped.jsonl"
-        lines = set(file.read_text().splitlines()) if file.is_file() else set()
-        return sum(json.loads(line)["reason"].startswith(beginning) for line in lines)
+    def noted(self, file: str) -> dict[str, str]:
+        """Name -> reason in skipped.jsonl or truncated.jsonl; a resumed run may have met a photograph twice."""
+        place = self.path / file
+        lines = map(json.loads, place.read_text().splitlines() if place.is_file() else ())
+        return {line["name"]: line["reason"] for line in lines}
 
     def latest(self) -> Path | None:
         """The newest checkpoint folder, or None before the first; RunError where the pointer leads nowhere."""

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from .cli import guard
-from .crops import FULL, check_view
-from .data.decode import TRUNCATED
+from .crops import check_view
+from .data.decode import TRUNCATED, is_truncated
 from .data.formats import count as count_of
-from .data.formats import describe_ignored
+from .data.formats import describe_ignored, shorten
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .encoders import check_fit, name_of, recorded
 from .features import Extractor
@@ -222,14 +222,15 @@ class Table:
     """
 
     def __init__(self, out: Path, meta: dict, resume: bool) -> None:
-        self.kind, self.done, self.failed = out.suffix, set(), 0
+        self.kind, self.done = out.suffix, set()
+        self.failed: list[str] = []  # reasons in earlier rows
         beside = out.with_name(out.name + ".meta.json")
         if resume and out.exists():
             if (found := read_json(beside)) != meta:
                 changed = ", ".join(k for k in meta if found.get(k) != meta[k])
                 raise ValueError(f"{out} was started with another {changed}: it cannot be resumed")
             rows = read_rows(out)
-            self.done, self.failed = {r[0] for r in rows}, sum(r[3] is not None for r in rows)
+            self.done, self.failed = {r[0] for r in rows}, [r[3] for r in rows if r[3] is not None]
         else:
             rows = []
             write_json(beside, meta)
@@ -318,7 +319,7 @@ def run(given: argparse.Namespace) -> int:
     meta = {
         "encoder_hash": scorer.extractor.hash,
         "regressor": scorer.regressor.about,
-        "view": scorer.extractor.view or FULL,
+        **({"view": scorer.extractor.view} if scorer.extractor.view else {}),  # tables of before know none
         "coef_hash": hashlib.sha256(scorer.regressor.coef.numpy().tobytes()).hexdigest(),
         "score": "0..1, higher is better",
         "raw": describe_scale(**scorer.regressor.scale),
@@ -339,13 +340,13 @@ def run(given: argparse.Namespace) -> int:
     for error in failed:
         print(f"cannot be scored: {printable(error.path)}: {error.reason}", file=sys.stderr)
     scored = len(todo) - (len(failed) - len(closed))
-    count = len(failed) + table.failed
+    count = len(failed) + len(table.failed)
     earlier = f", {len(table.done)} rows from before" if table.done else ""
-    left_out = sum(error.truncated for error in failed)
+    left_out = sum(map(is_truncated, [error.reason for error in failed] + table.failed))
     cut_off = [f"{count_of(left_out, 'truncated JPEG')} among them (--truncated read)"] if left_out else []
     if scorer.extractor.cut_off:
-        names = ", ".join(printable(path) for path in scorer.extractor.cut_off)
-        cut_off.append(f"{count_of(len(scorer.extractor.cut_off), 'truncated JPEG')} scored as far as it goes: {names}")
+        names = shorten([printable(path) for path in scorer.extractor.cut_off])
+        cut_off.append(f"{count_of(len(scorer.extractor.cut_off), 'truncated JPEG')} scored as far as they go: {names}")
     print(
         "; ".join([f"{out}: {scored} of {len(paths)} photographs scored{earlier}; {count} could not be read", *cut_off])
     )
@@ -380,7 +381,9 @@ def print_scores(given: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 all scored, 1 some could not be read, 2 bad input, 130 interrupted."""
     given = make_parser().parse_args(argv)
-    return guard("score", lambda: 1 if run(given) else 0, f"continue with --resume --out {given.out or 'scores.csv'}")
+    printed = given.out is None and given.checkpoint is None
+    left = "the rest was not scored" if printed else f"continue with --resume --out {given.out or 'scores.csv'}"
+    return guard("score", lambda: 1 if run(given) else 0, left)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ _ORIENTATION = {  # EXIF orientation -> the turn that makes the photograph uprig
 }
 TRUNCATED = ("skip", "read")
 CUT_OFF = "is truncated"  # how the reason of a truncated JPEG begins
+READ_CUT_OFF = f"{CUT_OFF}: a JPEG without its end, read as far as it goes"
 _END_OF_JPEG = b"\xff\xd9"
 _PIECE = 1 << 26  # bytes asked of the system at once
 
@@ -202,7 +203,7 @@ def decode_photo(
                 raise
             if limits.truncated == "skip":
                 raise PhotoError(name, f"{CUT_OFF}: a JPEG without its end ({error})") from None
-            remarks.append(f"{CUT_OFF}: a JPEG without its end, read as far as it goes")
+            remarks.append(READ_CUT_OFF)
             image.close()
             image = open_photo(data + _END_OF_JPEG, name, limits)  # the decoder fills what is missing
             image.load()

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from .._version import __version__
 from ..files import write_json
-from .formats import EXTENSIONS
+from .decode import is_truncated
+from .formats import EXTENSIONS, count
 from .photos import EncodedPhotos, PhotoFiles
 from .shards import _tidy
 from .verify import MANIFEST, Record, bar_options, survey
@@ -104,7 +105,9 @@ def _fill(
     if bad and not skip_bad:
         shown = "".join(f"\n  {name}: {reason}" for name, reason in list(bad.items())[:20])
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise PackError(f"{len(bad)} photographs cannot be packed (--skip-bad leaves them out):{shown}{more}")
+        cut_off = sum(map(is_truncated, bad.values()))
+        apart = f"{count(cut_off, 'truncated JPEG')} among them, which --truncated read packs; " if cut_off else ""
+        raise PackError(f"{len(bad)} photographs cannot be packed ({apart}--skip-bad leaves them out):{shown}{more}")
     if not good:
         raise PackError(f"none of the {len(records)} photographs can be read")
     if shard_count is not None and shard_count > len(good):
@@ -124,6 +127,7 @@ def _fill(
         "bytes": sum(s["bytes"] for s in shards),
         "shards": shards,
         "skipped": bad,
+        "truncated": [names[i] for i in good if is_truncated(records[i].remark)],
     }
     write_json(partial / MANIFEST, manifest)
     return manifest

@@ -25,6 +25,8 @@ from .decode import (
     PhotoError,
     at_least,
     decode_photo,
+    is_truncated,
+    log_remark,
     read_bytes,
     read_photo,
     within,
@@ -59,6 +61,7 @@ class EncodedPhotos:
     Attributes:
         skipped: what could not even be listed, name -> reason.
         others: number of files that are no photographs, by ending.
+        cut_off: truncated JPEGs that this process has read as far as they go (``truncated="read"``), by position.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class EncodedPhotos:
         self.limits = Limits(max_pixels, min_side, max_bytes, max_seconds, truncated)
         self.skipped: dict[str, str] = {}
         self.others: dict[str, int] = {}
+        self.cut_off: set[int] = set()
         # one buffer for all names: a million Python strings would be copied into every forked worker, page by page
         encoded = [os.fsencode(name) for name in names]
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
@@ -111,13 +115,25 @@ class EncodedPhotos:
         """The bytes of photograph i as they are stored; raises PhotoError."""
         return within(self.limits.max_seconds, self._label(i), lambda: self._read(i))
 
+    def decode(self, i: int, data: bytes) -> Tensor:
+        """Photograph i from its bytes, uint8 [3, H, W]; raises PhotoError. Fills ``cut_off``."""
+        label = self._label(i)
+
+        def note(remark: str) -> None:
+            if is_truncated(remark):
+                self.cut_off.add(i)
+            else:
+                log_remark(label, remark)
+
+        return decode_photo(data, label, self.limits, note=note)
+
     def __getitem__(self, i: int) -> Tensor:
         """Photograph i, uint8 [3, H, W]; raises PhotoError."""
         if i in self._cache:
             self._cache.move_to_end(i)
             return self._cache[i]
         label = self._label(i)
-        photo = within(self.limits.max_seconds, label, lambda: decode_photo(self._read(i), label, self.limits))
+        photo = within(self.limits.max_seconds, label, lambda: self.decode(i, self._read(i)))
         if photo.numel() <= self.cache_bytes:
             self._cache[i] = photo
             self._cached += photo.numel()
