@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import shamisa
 from shamisa import packaged, pyiqa_plugin, score
 from shamisa.packaged import CARD, ENCODER, FOLDER, MODEL, REGRESSOR, load_packaged, read_model
-from shamisa.quality import load_quality_net
+from shamisa.scoring.quality import load_quality_net
 
 ASTRONAUT = 0.0  # its score by the packaged regressor
 TOLERANCE = 0.002
@@ -113,7 +113,9 @@ def test_a_damaged_file_is_told(copy, name):
     content = bytearray((copy / name).read_bytes())
     content[-1] ^= 1
     (copy / name).write_bytes(content)
-    with pytest.raises(RuntimeError, match=f"{name} of the packaged model must have the SHA-256 {expected}, got [0-9a-f]"):
+    with pytest.raises(
+        RuntimeError, match=f"{name} of the packaged model must have the SHA-256 {expected}, got [0-9a-f]"
+    ):
         load_packaged(copy)
     (copy / name).unlink()
     with pytest.raises(RuntimeError, match=rf"{expected}, got none \(No such file.*install shamisa again"):

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 from ..files import hash_file
-from ..models import Encoder
-from ..ridge import Regressor
+from ..networks.models import Encoder
+from ..scoring.ridge import Regressor
 
 FOLDER = Path(__file__).parent
 ENCODER, REGRESSOR, MODEL, CARD = "encoder.safetensors", "regressor.safetensors", "model.json", "card.md"

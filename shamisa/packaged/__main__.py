@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from ..cli import guard
-from ..crops import VIEW, check_view
 from ..data.photos import PhotoFolder
-from ..encoders import describe, to_metadata
-from ..features import Extractor, extract, hash_encoder
+from ..datasets.labels import Labels, find_files, read_csv
 from ..files import hash_file, write_bytes, write_json, write_text
-from ..labels import Labels, find_files, read_csv
-from ..metrics import summary
-from ..models import EFFICIENTNET, EFFICIENTNET_OF_TIMM, Encoder
+from ..networks.encoders import describe, to_metadata
+from ..networks.models import EFFICIENTNET, EFFICIENTNET_OF_TIMM, Encoder
 from ..probe import open_encoder
-from ..ridge import Regressor
+from ..scoring.crops import VIEW, check_view
+from ..scoring.features import Extractor, extract, hash_encoder
+from ..scoring.metrics import summary
+from ..scoring.ridge import Regressor
 from . import CARD, ENCODER, FOLDER, MODEL, REGRESSOR, load_packaged, read_model
 from .card import write_card
 from .fit import FOLDS, SHUFFLES, Fit, fit

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..metrics import plcc, srcc
+from ..scoring.metrics import plcc, srcc
 from .ordered import Ordered
 
 FOLDS = 5

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..crops import views
 from ..data.photos import Photos
 from ..distortions import DISTORTIONS
-from ..encoders import evaluating, normalization
 from ..engine import distort, normalize
+from ..networks.encoders import evaluating, normalization
+from ..scoring.crops import views
 
 LEVELS = (0, 2, 4)  # severities that are compared, beside the photograph itself
 HELD_OUT = 20  # every such photograph of a folder, the first included, is never fitted on: the checks look at those

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..datasets.labels import SCALE, to_quality
+from ..files import write_bytes, write_json
 from .crops import FULL
-from .files import write_bytes, write_json
-from .labels import SCALE, to_quality
 from .metrics import srcc_columns
 
 ALPHAS = np.logspace(-3, 3, 100)  # strengths tried by ``select``

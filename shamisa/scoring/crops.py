@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import ops  # noqa: F401  (defines resize_bicubic)
+from .. import ops  # noqa: F401  (defines resize_bicubic)
 
 CROPS, SCALES = 5, 2
 VIEW = 1024  # the usual viewing size: pixels of the longer side
