@@ -144,6 +144,7 @@ def write_model(
         "crop": given.crop,
         "float16": half,
         "moved_by_float16": moved,
+        "moved_on": CHECKED,
         "trained_on": [{"name": name, "licence": licence} for name, licence in given.source],
         "labels": {"name": labels.name, "images": len(labels), "split": "train"},
         "fit": {
@@ -154,6 +155,7 @@ def write_model(
             "pairs_in_order": found.agreeing,
             "srcc": found.srcc,
             "plcc": found.plcc,
+            "rmse": found.rmse,
         },
         "sha256": {name: hash_file(out / name) for name in names},
         "test": None,
@@ -256,7 +258,8 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status 0; 2 for bad input, 130 interrupted, told on stderr in one line."""
     argv = sys.argv[1:] if argv is None else argv
     given = make_parser().parse_args(argv)
-    given.command = shlex.join(["python", "-m", "shamisa.packaged", *map(without_folders, argv)])
+    kept = [word for i, word in enumerate(argv) if word != "--out" and argv[i - 1 : i] != ["--out"]]
+    given.command = shlex.join(["python", "-m", "shamisa.packaged", *map(without_folders, kept)])
     return guard("packaged", lambda: run(given), "start it again")
 
 

@@ -34,13 +34,13 @@ A photograph in, a score out: 0 (bad) to 1 (good), without a reference. It is th
 `shamisa.load_scorer()`, `shamisa export`, `shamisa.metric.SHAMISA`, `shamisa.hub.QualityModel.packaged` and
 `shamisa.pyiqa_plugin.register`.
 
-- encoder: `{encoder}`, weights from `{source}`; features `{features}` (the last layer, and mean and standard
-  deviation of every stage, each of norm 1)
-- protocol: photographs are shown at {shown}, never enlarged; five crops of {crop} px of that size and of half of
-  it; features averaged over the crops
+- encoder: `{encoder}`, weights from `{source}`
+- features: `{features}` (the last layer, and mean and standard deviation of every stage, each of norm 1)
+- protocol: photographs are shown at {shown}, never enlarged;
+  five crops of {crop} px of that size and of half of it; features averaged over the crops
 - regressor: ridge regression to human scores
 
-## Trained on
+## Made from
 {trained}
 """
 
@@ -50,7 +50,8 @@ NUMBERS = """## Agreement with human scores
 {table}
 
 Cross-validation: {folds} folds, {shuffles} times, the strength of the ridge ({strength:.3g}) chosen by its SRCC, which is
-therefore a little too good.
+therefore a little too good. The error (RMSE) of a score is {rmse:.3f}, so photographs whose scores lie closer than that are
+not reliably ranked.
 """
 
 PAIRS = """Beside human scores it was fitted on pairs of which one is a photograph and the other the same photograph distorted more
@@ -64,16 +65,14 @@ Over {photographs} photographs on which nothing was fitted, the mean score falls
 """
 
 TAIL = """## What it is bad at
-- It judges technical quality of photographs (noise, blur, compression, exposure), not beauty or content. Drawings, text,
-  screenshots and scientific images are outside of what it has seen.
-- A single score is uncertain: photographs whose scores differ by less than about 0.1 are not reliably ranked.
-- Deliberate blur (bokeh, motion), high-key and low-key photographs score too low.
 - Blur and noise that are visible only when zooming in beyond the viewing size are not seen.
+- Not measured, but to be expected: it judges technical quality of photographs, not beauty or content; it has seen no
+  drawings, text, screenshots or scientific images; intended blur and intended darkness count as faults.
 
 ## Make it again
 ```bash
 {command}
 ```
-Weights of convolutions of one pixel are float16: {float16}; on 20 photographs that moved scores by at most
+Weights of convolutions of one pixel are float16: {float16}; on {moved_on} photographs that moves scores by at most
 {moved_by_float16:.1g}. `model.json` holds the SHA-256 of the files.
 """

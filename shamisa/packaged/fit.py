@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..scoring.metrics import plcc, srcc
+from ..scoring.metrics import plcc, rmse, srcc
 from .ordered import Ordered
 
 FOLDS = 5
@@ -32,6 +32,7 @@ class Fit:
     weight: float  # of the pairs; 0 without
     srcc: float  # means over folds and shuffles
     plcc: float
+    rmse: float
     agreeing: float | None  # the share of the pairs that it puts in the right order
 
 
@@ -53,8 +54,8 @@ def solve(X: Tensor, y: Tensor, D: Tensor, gap: Tensor, weight: float, alphas: n
 
 def cross_validate(
     X: Tensor, y: Tensor, D: Tensor, gap: Tensor, weight: float, alphas: np.ndarray = ALPHAS
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean SRCC and PLCC [A] over ``SHUFFLES`` times ``FOLDS`` folds of the n images; the pairs stand beside every fold."""
+) -> np.ndarray:
+    """Mean SRCC, PLCC and RMSE [3, A] over ``SHUFFLES`` times ``FOLDS`` folds of the n images; the pairs stand beside every fold."""
     found = []
     for seed in range(SHUFFLES):
         order = np.random.default_rng([seed, FOLDS]).permutation(len(y))
@@ -63,8 +64,8 @@ def cross_validate(
             coef, intercept = solve(X[train], y[train], D, gap, weight, alphas)
             prediction = (X[test] @ coef.T + intercept).numpy()
             truth = y[test].numpy()
-            found.append([[m(p, truth) for p in prediction.T] for m in (srcc, plcc)])
-    return tuple(np.mean(found, axis=0))
+            found.append([[m(p, truth) for p in prediction.T] for m in (srcc, plcc, rmse)])
+    return np.mean(found, axis=0)
 
 
 def fit(X: Tensor, y: Tensor, ordered: Ordered | None = None) -> Fit:
@@ -85,14 +86,14 @@ def fit(X: Tensor, y: Tensor, ordered: Ordered | None = None) -> Fit:
             if found[0] < floor:
                 break
             best = found
-    value, linear, alpha, weight = best
+    *figures, alpha, weight = best
     coef, intercept = solve(X, y, D, gap, weight, np.array([alpha]))
     agreeing = float((D @ coef[0] > 0).double().mean()) if ordered is not None else None
-    return Fit(coef[0], intercept[0], alpha, weight, value, linear, agreeing)
+    return Fit(coef[0], intercept[0], alpha, weight, *figures, agreeing)
 
 
-def choose(X: Tensor, y: Tensor, D: Tensor, gap: Tensor, weight: float) -> tuple[float, float, float, float]:
-    """SRCC, PLCC, the strength with the best SRCC, and the weight again."""
-    values, linear = cross_validate(X, y, D, gap, weight)
-    i = int(np.argmax(values))
-    return float(values[i]), float(linear[i]), float(ALPHAS[i]), weight
+def choose(X: Tensor, y: Tensor, D: Tensor, gap: Tensor, weight: float) -> tuple[float, ...]:
+    """Of the strength with the best SRCC: SRCC, PLCC, RMSE, strength; and the weight again."""
+    figures = cross_validate(X, y, D, gap, weight)
+    i = int(np.argmax(figures[0]))
+    return *map(float, figures[:, i]), float(ALPHAS[i]), weight
