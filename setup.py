@@ -1,4 +1,6 @@
-"""Builds shamisa._host (NumPy, no torch), shamisa._C (CPU ops) and, where it can, shamisa._C_cuda (CUDA ops).
+"""Builds shamisa._kernels (CPU, no torch), shamisa._C (CPU ops) and, where it can, shamisa._C_cuda (CUDA ops).
+
+None is tied to a Python or torch version: the stable ABI of torch 2.10, Python's limited API, and plain C for _kernels.
 
 Environment: SHAMISA_CUDA=0 leaves the CUDA ops out, =1 makes it an error when they cannot be built, unset goes by what
 is there. SHAMISA_NATIVE=0 builds nothing: the package then runs on its PyTorch reference. TORCH_CUDA_ARCH_LIST chooses
@@ -112,7 +114,7 @@ def native() -> dict:
         sys.exit(f"shamisa: no C++ compiler {COMPILER[0]!r} found; set CXX, or SHAMISA_NATIVE=0 to go without kernels")
     try:
         import torch
-        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
         sys.exit(
             f"shamisa builds against torch>=2.10, which this environment lacks ({error}): install torch first, "
@@ -142,9 +144,9 @@ def native() -> dict:
 
     modules = [
         Extension(
-            "shamisa._host",
+            "shamisa._kernels",
             ["csrc/host/bind.cpp"],
-            include_dirs=include_paths(),  # torch carries pybind11's headers
+            py_limited_api=True,
             extra_compile_args={"cxx": [*CXX, *(f'-D{k}="{v}"' for k, v in facts.items())]},
             depends=HEADERS,
             language="c++",
@@ -168,7 +170,8 @@ def native() -> dict:
                     module.depends = [*module.depends, *objects]
             super().build_extensions()
 
-    return {"ext_modules": modules, "cmdclass": {"build_ext": Build}}
+    tag = {"bdist_wheel": {"py_limited_api": "cp310"}}
+    return {"ext_modules": modules, "cmdclass": {"build_ext": Build}, "options": tag}
 
 
 setup(**({} if os.environ.get("SHAMISA_NATIVE") == "0" else native()))

@@ -115,7 +115,7 @@ class Config:
     # model
     encoder: str = setting(
         "torchvision/resnet50",
-        "encoder network: torchvision/resnet18, resnet34 or resnet50, shamisa/small, or timm/NAME",
+        "encoder network: torchvision/resnet18, resnet34 or resnet50, shamisa/small, shamisa/efficientnet_lite0, or timm/NAME",
     )
     init: str = setting(
         "imagenet", "initial weights of the encoder: imagenet, none (random), or a .safetensors or .pth file"
@@ -281,7 +281,7 @@ class Config:
             raise ValueError("steps or epochs must be positive, got 0 for both")
         kind, _, name = self.encoder.partition("/")
         if kind not in ("torchvision", "timm", "shamisa") or not name:
-            raise ValueError(f"encoder must be torchvision/NAME, timm/NAME or shamisa/small, got {self.encoder!r}")
+            raise ValueError(f"encoder must be torchvision/NAME, timm/NAME or shamisa/NAME, got {self.encoder!r}")
 
     def engine_options(self) -> dict:
         """Keyword arguments of shamisa.DistortionEngine."""

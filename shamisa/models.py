@@ -1,8 +1,8 @@
 """Encoders and the projector.
 
-An encoder is named ``torchvision/resnet50``, ``timm/NAME`` or ``shamisa/small`` and maps normalised images to pooled
-features h, of its last layer or of several stages; the projector maps h to the embedding z. Any other module that maps
-images to [N, F] can stand in for the encoder.
+An encoder is named ``torchvision/resnet50``, ``timm/NAME``, ``shamisa/small`` or ``shamisa/efficientnet_lite0`` and maps
+normalised images to pooled features h, of its last layer or of several stages; the projector maps h to the embedding z. Any
+other module that maps images to [N, F] can stand in for the encoder.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .config import Config
+from .efficientnet import MEAN, STD, EfficientNetLite0
 from .encoders import (
     LAST,
     check_normalization,
@@ -28,7 +29,10 @@ from .encoders import (
 from .engine import IMAGENET_MEAN, IMAGENET_STD, Plan
 from .relations import RelationLoss, RelationOutput
 from .stages import choose, count_channels, find_walk, gather, spell, split_names, width
-from .weights import find_package, load_matching, load_weights, no_download
+from .weights import find_package, load_matching, load_weights, no_download, no_package
+
+EFFICIENTNET = "shamisa/efficientnet_lite0"
+EFFICIENTNET_OF_TIMM = "tf_efficientnet_lite0"  # the same network there
 
 
 class SmallEncoder(nn.Module):
@@ -63,7 +67,8 @@ class Encoder(nn.Module):
 
     Args:
         name: ``torchvision/resnet18|34|50`` (or another of torchvision's classifiers with an ``fc`` layer),
-            ``shamisa/small``, or ``timm/NAME`` where timm is installed.
+            ``shamisa/small``, ``shamisa/efficientnet_lite0`` (timm's ``tf_efficientnet_lite0`` without timm), or
+            ``timm/NAME`` where timm is installed.
         init: "none" random weights (from torch's generator), "imagenet" the published ImageNet weights (of an installed
             package, see ``weights.PACKAGES``, else downloaded by torchvision or timm), or a .safetensors or .pth file with
             the weights of this network.
@@ -95,8 +100,19 @@ class Encoder(nn.Module):
                 raise ValueError("init of shamisa/small must be none or a file: there are no ImageNet weights of it")
             self.network = SmallEncoder()
             self.last_dim = self.network.feature_dim
+        elif name == EFFICIENTNET:
+            self.network = EfficientNetLite0()
+            self.last_dim = self.network.feature_dim
+            self.set_normalization(MEAN, STD)
+            if imagenet:
+                package = find_package(EFFICIENTNET_OF_TIMM)
+                if package is None:
+                    raise RuntimeError(no_package(name, EFFICIENTNET_OF_TIMM))
+                load_weights(self.network, package.file, name)
+                self.source = package.words
         else:
-            raise ValueError(f"encoder must be torchvision/NAME, timm/NAME or shamisa/small, got {name!r}")
+            known = f"torchvision/NAME, timm/NAME, shamisa/small or {EFFICIENTNET}"
+            raise ValueError(f"encoder must be {known}, got {name!r}")
         if kind == "torchvision" and imagenet:
             self.source = "downloaded by torchvision"
         self.select(features)

@@ -56,14 +56,14 @@ def find_walk(network: nn.Module, name: str) -> Walk:
     """The function (network, x [N, 3, H, W]) -> h [N, F], outputs [N, C, H', W'] of the stages, in order.
 
     Stages are the blocks of ``shamisa/small``, ``layer1`` to ``layer4`` of torchvision's ResNets, the groups of
-    ``network.blocks`` of timm's EfficientNets (7 in most), and for other networks of timm what their
+    ``network.blocks`` of EfficientNets, ours and timm's (7 in most), and for other networks of timm what their
     ``forward_intermediates`` gives.
 
     Raises ValueError for a network whose stages are not known.
     """
     kind = name.partition("/")[0]
     if kind == "shamisa":
-        return _small
+        return _efficientnet if hasattr(network, "blocks") else _small
     if kind == "torchvision" and all(hasattr(network, f"layer{i}") for i in range(1, 5)):
         return _resnet
     if kind == "timm":

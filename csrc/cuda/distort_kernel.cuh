@@ -6,10 +6,21 @@
 
 SHAMISA_BEGIN
 
+// other choices, for benchmarks/variants.py to compare
+#if !defined(SHAMISA_DISTORT_THREADS)
+#define SHAMISA_DISTORT_THREADS 512
+#endif
+#if !defined(SHAMISA_DISTORT_BLOCKS)
+#define SHAMISA_DISTORT_BLOCKS 2
+#endif
+#if !defined(SHAMISA_DISTORT_MEMORY)
+#define SHAMISA_DISTORT_MEMORY (1ll << 30)
+#endif
+
 struct DistortLaunch {
-  static constexpr int threads = 512;
-  static constexpr int blocks_per_sm = 2;           // caps the registers at 64: no spills (benchmarks/registers.py)
-  static constexpr int64_t memory_bytes = 1 << 30;  // of all blocks; an image that needs more gets it, alone
+  static constexpr int threads = SHAMISA_DISTORT_THREADS;
+  static constexpr int blocks_per_sm = SHAMISA_DISTORT_BLOCKS;     // caps the registers: 64 without spills (registers.py)
+  static constexpr int64_t memory_bytes = SHAMISA_DISTORT_MEMORY;  // of all blocks; an image that needs more gets it, alone
   static_assert(threads % 32 == 0, "a BlockTeam is whole warps");
 };
 

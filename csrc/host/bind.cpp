@@ -1,21 +1,38 @@
-// shamisa._host: the kernels without torch, NumPy in and out, and how this installation was built.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+// The kernels without torch, as plain C functions for shamisa/_host.py (ctypes: one file for every Python), and how this
+// installation was built. Each function returns nullptr, or what is wrong, valid until the next call of the thread.
 #include <algorithm>
+#include <exception>
 #include <memory>
+#include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "../cpu/levels.h"
 #include "../distort/catalogue.h"
 #include "range.h"
 
-namespace py = pybind11;
-using shamisa::Kernels;
+#define SHAMISA_EXPORT extern "C" __attribute__((visibility("default")))
 
-static const Kernels& at_level(const std::string& level) {
+namespace {
+
+using shamisa::Kernels;
+using shamisa::opcode_count;
+using std::to_string;
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+template <class F>
+const char* guarded(F f) {
+  static thread_local std::string what;
+  try {
+    f();
+    return nullptr;
+  } catch (const std::exception& error) {
+    what = error.what();
+    return what.c_str();
+  }
+}
+
+const Kernels& at_level(const std::string& level) {
   if (level.empty()) return shamisa::kernels();
   std::string names;
   for (const Kernels* const* k = shamisa::all_kernels(); *k; ++k) {
@@ -23,114 +40,92 @@ static const Kernels& at_level(const std::string& level) {
     if (level == (*k)->level) return **k;
     names += (names.empty() ? "" : ", ") + std::string((*k)->level);
   }
-  throw py::value_error("level must be one of " + names + " on this machine, got " + level);
+  refuse("level must be one of " + names + " on this machine, got " + level);
 }
 
-static std::vector<std::string> levels() {
-  std::vector<std::string> names;
-  for (const Kernels* const* k = shamisa::all_kernels(); *k; ++k)
-    if (shamisa::runs_here(**k)) names.emplace_back((*k)->level);
-  return names;
-}
-
-static void check_size(int64_t height, int64_t width) {
+void check_size(int64_t height, int64_t width) {
   if (height < 1 || width < 1 || height > shamisa::longest_side || width > shamisa::longest_side ||
       height * width > shamisa::most_pixels)
-    throw py::value_error("images must have sides of 1 to 2^15 and at most 2^26 pixels, got " + std::to_string(height) + " x " +
-                          std::to_string(width));
+    refuse("images must have sides of 1 to 2^15 and at most 2^26 pixels, got " + to_string(height) + " x " + to_string(width));
 }
 
-static int64_t scratch_bytes(int64_t height, int64_t width, const std::vector<int>& opcodes) {
-  check_size(height, width);
-  bool present[shamisa::opcode_count] = {};
-  for (int code : opcodes) {
-    if (code < 0 || code >= shamisa::opcode_count)
-      throw py::value_error("opcodes must lie in 0.." + std::to_string(shamisa::opcode_count - 1) + ", got " +
-                            std::to_string(code));
-    present[code] = true;
-  }
-  return shamisa::kernels().distort_bytes((int)height, (int)width, present);
+void check_opcode(int64_t code, const char* name) {
+  if (code < 0 || code >= opcode_count)
+    refuse(name + (" must lie in 0.." + to_string(opcode_count - 1)) + ", got " + to_string(code));
 }
 
-using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+}  // namespace
 
-static py::array_t<float> distort(const Floats& image, int opcode, float value, int64_t key, const std::string& level) {
-  const py::ssize_t height = image.ndim() == 3 ? image.shape(1) : 0, width = image.ndim() == 3 ? image.shape(2) : 0;
-  if (image.ndim() != 3 || image.shape(0) != 3 || image.size() == 0) {
-    std::string shape;
-    for (py::ssize_t d = 0; d < image.ndim(); ++d) shape += (d ? ", " : "") + std::to_string(image.shape(d));
-    throw py::value_error("image must be [3, H, W] with H, W >= 1, got [" + shape + "]");
-  }
-  check_size(height, width);
-  if (opcode < 0 || opcode >= shamisa::opcode_count)
-    throw py::value_error("opcode must lie in 0.." + std::to_string(shamisa::opcode_count - 1) + ", got " +
-                          std::to_string(opcode));
-  const shamisa::Row row = shamisa::row_of(opcode);
-  const std::string name = shamisa::name_of(opcode);
-  const int H = (int)height, W = (int)width;
-  if (H < row.min_size || W < row.min_size)
-    throw py::value_error("images for " + name + " must be at least " + std::to_string(row.min_size) + " x " +
-                          std::to_string(row.min_size) + " pixels, got " + std::to_string(H) + " x " + std::to_string(W));
-  shamisa::Batch batch{};
-  batch.source = image.data(), batch.source_type = shamisa::DType::f32, batch.S = 1, batch.H = H, batch.W = W;
-  batch.source_stride[1] = (int64_t)H * W, batch.source_stride[2] = W, batch.source_stride[3] = 1;
-  if (const std::string fault = shamisa::fault_of_range(batch); !fault.empty()) throw py::value_error(fault);
-  const Kernels& kernels = at_level(level);
-  py::array_t<float> out({3, H, W});
-  const float* from = image.data();
-  float* to = out.mutable_data();
-  {
-    py::gil_scoped_release release;
+struct CatalogueRow {
+  const char* name;
+  float low, high;
+  int32_t discrete, min_size;
+};
+
+SHAMISA_EXPORT int32_t shamisa_distortions() { return opcode_count; }
+
+SHAMISA_EXPORT const char* shamisa_catalogue_row(int64_t opcode, CatalogueRow* to) {
+  return guarded([&] {
+    check_opcode(opcode, "opcode");
+    const shamisa::Row row = shamisa::row_of((int)opcode);
+    *to = {shamisa::name_of((int)opcode), row.low, row.high, row.discrete, row.min_size};
+  });
+}
+
+// names and values in turn, nullptr at the end
+SHAMISA_EXPORT const char* const* shamisa_build_facts() {
+  static const char* const facts[] = {"version", SHAMISA_VERSION, "commit", SHAMISA_COMMIT, "compiler", __VERSION__,
+                                      "flags",   SHAMISA_FLAGS,   "torch",  SHAMISA_TORCH,  "cuda",     SHAMISA_CUDA_STATE,
+                                      nullptr};
+  return facts;
+}
+
+// the i-th level that was built and runs here, lowest first; nullptr beyond the last
+SHAMISA_EXPORT const char* shamisa_level(int32_t i) {
+  for (const Kernels* const* k = shamisa::all_kernels(); *k; ++k)
+    if (shamisa::runs_here(**k) && i-- == 0) return (*k)->level;
+  return nullptr;
+}
+
+SHAMISA_EXPORT const char* shamisa_chosen_level(const char** to) {
+  return guarded([&] { *to = shamisa::kernels().level; });
+}
+
+SHAMISA_EXPORT const char* shamisa_scratch_bytes(int64_t height, int64_t width, const int64_t* opcodes, int64_t count,
+                                                 int64_t* to) {
+  return guarded([&] {
+    check_size(height, width);
+    bool present[opcode_count] = {};
+    for (int64_t i = 0; i < count; ++i) check_opcode(opcodes[i], "opcodes"), present[opcodes[i]] = true;
+    *to = shamisa::kernels().distort_bytes((int)height, (int)width, present);
+  });
+}
+
+// from, to: [3, height, width]
+SHAMISA_EXPORT const char* shamisa_distort(const float* from, float* to, int64_t height, int64_t width, int64_t opcode,
+                                           float value, int64_t key, const char* level) {
+  return guarded([&] {
+    check_size(height, width);
+    check_opcode(opcode, "opcode");
+    const int H = (int)height, W = (int)width, code = (int)opcode, least = shamisa::row_of(code).min_size;
+    if (H < least || W < least)
+      refuse("images for " + std::string(shamisa::name_of(code)) + " must be at least " + to_string(least) + " x " +
+             to_string(least) + " pixels, got " + to_string(H) + " x " + to_string(W));
+    shamisa::Batch batch{};
+    batch.source = from, batch.source_type = shamisa::DType::f32, batch.S = 1, batch.H = H, batch.W = W;
+    batch.source_stride[1] = (int64_t)H * W, batch.source_stride[2] = W, batch.source_stride[3] = 1;
+    if (const std::string fault = shamisa::fault_of_range(batch); !fault.empty()) refuse(fault);
+    const Kernels& kernels = at_level(level);
     std::copy(from, from + 3ll * H * W, to);
-    bool present[shamisa::opcode_count] = {};
-    present[opcode] = true;
+    bool present[opcode_count] = {};
+    present[code] = true;
     const int64_t bytes = kernels.distort_bytes(H, W, present);
     std::unique_ptr<unsigned char[]> memory(new unsigned char[bytes + 64]);
-    kernels.apply(opcode, to, H, W, value, (uint64_t)key, (unsigned char*)(((uintptr_t)memory.get() + 63) / 64 * 64));
-  }
-  return out;
+    kernels.apply(code, to, H, W, value, (uint64_t)key, (unsigned char*)(((uintptr_t)memory.get() + 63) / 64 * 64));
+  });
 }
 
-static std::vector<uint32_t> philox(int64_t key, std::vector<uint32_t> counter, const std::string& level) {
-  if (counter.size() != 4) throw py::value_error("counter must be 4 words, got " + std::to_string(counter.size()));
-  std::vector<uint32_t> words(4);
-  at_level(level).philox((uint64_t)key, counter.data(), words.data());
-  return words;
-}
-
-static py::list catalogue() {
-  py::list rows;
-  for (int code = 0; code < shamisa::opcode_count; ++code) {
-    const shamisa::Row row = shamisa::row_of(code);
-    rows.append(py::dict(py::arg("name") = shamisa::name_of(code), py::arg("low") = row.low, py::arg("high") = row.high,
-                         py::arg("discrete") = row.discrete, py::arg("min_size") = row.min_size));
-  }
-  return rows;
-}
-
-static py::dict build_info() {
-  py::dict info;
-  info["version"] = SHAMISA_VERSION;
-  info["commit"] = SHAMISA_COMMIT;
-  info["compiler"] = __VERSION__;
-  info["flags"] = SHAMISA_FLAGS;
-  info["torch"] = SHAMISA_TORCH;
-  info["cuda"] = SHAMISA_CUDA_STATE;
-  info["levels"] = levels();
-  info["level"] = shamisa::kernels().level;
-  return info;
-}
-
-PYBIND11_MODULE(_host, m) {
-  m.doc() = "The distortion kernels of the CPU without torch (NumPy in and out), and how they were built.";
-  m.def("distort", &distort, py::arg("image"), py::arg("opcode"), py::arg("value"), py::arg("key") = 0, py::arg("level") = "",
-        "One distortion of image [3, H, W] float32 (clamped to [0, 1]) -> a new array; level: an x86-64 level of levels().");
-  m.def("scratch_bytes", &scratch_bytes, py::arg("height"), py::arg("width"), py::arg("opcodes"),
-        "Bytes of memory that each thread of a call of the distort op works in, given the op codes that occur: two float32 "
-        "images and what the hungriest of the distortions needs. A call takes that times the threads, and its output.");
-  m.def("philox", &philox, py::arg("key"), py::arg("counter"), py::arg("level") = "",
-        "The four random words at counter (element, draw, extra, domain).");
-  m.def("catalogue", &catalogue, "What the kernels know of every distortion, by op code.");
-  m.def("levels", &levels, "The x86-64 levels that were built and run on this machine, lowest first.");
-  m.def("build_info", &build_info, "Version, commit, compiler, flags, torch and CUDA that the extension was built with.");
+// four words at four words
+SHAMISA_EXPORT const char* shamisa_philox(int64_t key, const uint32_t* counter, uint32_t* to, const char* level) {
+  return guarded([&] { at_level(level).philox((uint64_t)key, counter, to); });
 }
