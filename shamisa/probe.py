@@ -23,18 +23,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import iqa_sets, ridge, runs, splits
 from .cli import guard
 from .data.decode import TRUNCATED
 from .data.formats import count, shorten
-from .encoders import LAST, describe, features_of, name_of
-from .features import CROPS, SCALES, Extractor, Features, extract, extract_difference
+from .datasets import iqa_sets, splits
+from .datasets.labels import QUALITY, LabelError, Labels, find_files, find_references, read_csv
+from .datasets.splits import Split
 from .files import printable
-from .labels import QUALITY, LabelError, Labels, find_files, find_references, read_csv
-from .models import Encoder
-from .parallel import choose_device
-from .protocol import finite, group_table, median, median_groups, probe_split, table, without
-from .splits import Split
+from .networks.encoders import LAST, describe, features_of, name_of
+from .networks.models import Encoder
+from .scoring import ridge
+from .scoring.features import CROPS, SCALES, Extractor, Features, extract, extract_difference
+from .scoring.protocol import finite, group_table, median, median_groups, probe_split, table, without
+from .training import runs
+from .training.parallel import choose_device
 
 UNTRAINED = "untrained:"  # --checkpoint untrained:torchvision/resnet50
 IMAGENET = "imagenet:"  # --checkpoint imagenet:torchvision/resnet50
@@ -52,7 +54,7 @@ def open_encoder(checkpoint: str | os.PathLike, seed: int = 0, features: str | N
     """
     checkpoint = os.fspath(checkpoint)
     if checkpoint == STATISTICS and not Path(checkpoint).exists():
-        from .scene_statistics import SceneStatistics
+        from .scoring.scene_statistics import SceneStatistics
 
         return SceneStatistics().eval()
     for prefix, init in ((UNTRAINED, "none"), (IMAGENET, "imagenet")):
@@ -285,7 +287,7 @@ class First:
 
 def write_results(out: Path, results: dict, first: First, about: dict, title: str) -> None:
     """The files of the first split: predictions, scatter plot and regressor, and results.json last."""
-    from .plots import scatter
+    from .reports.plots import scatter
 
     labels, test = first.source.labels, first.split.test
     text = io.StringIO()
@@ -322,7 +324,7 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
     if not 0 <= given.seed < 1 << 63:
         raise ValueError(f"--seed must lie in 0..2^63-1, got {given.seed}")
     if given.cross is not None:
-        from .cross import run_cross
+        from .reports.cross import run_cross
 
         return run_cross(given, encoder)
     source = read_source(given)
@@ -406,7 +408,7 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
         say(groups)
     say(f"wrote {out}/results.json, predictions.csv, scatter.png, regressor.safetensors")
     if given.report:
-        from .report import write_report
+        from .reports.report import write_report
 
         say(f"wrote {write_report(given.report, results, first)}")
     return results
@@ -462,7 +464,7 @@ def open_folder(given: argparse.Namespace, name: str) -> Path:
 
 
 def _versions() -> dict:
-    from .config import versions
+    from .training.config import versions
 
     return versions()
 

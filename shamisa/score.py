@@ -28,16 +28,16 @@ from .data.decode import TRUNCATED, is_truncated
 from .data.formats import count as count_of
 from .data.formats import describe_ignored, shorten
 from .data.photos import PhotoError, PhotoFolder, PhotoList
-from .encoders import check_fit, name_of, recorded
-from .features import Extractor
+from .datasets.labels import describe_scale
 from .files import printable
-from .labels import describe_scale
-from .models import Encoder
-from .parallel import choose_device
+from .networks.encoders import check_fit, name_of, recorded
+from .networks.models import Encoder
 from .probe import open_encoder
-from .quality import to_levels
-from .ridge import Regressor
-from .runs import read_json, write_json, write_text
+from .scoring.features import Extractor
+from .scoring.quality import to_levels
+from .scoring.ridge import Regressor
+from .training.parallel import choose_device
+from .training.runs import read_json, write_json, write_text
 
 COLUMNS = ("file", "score", "raw", "error")
 FORMATS = (".csv", ".jsonl")

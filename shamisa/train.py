@@ -20,20 +20,22 @@ from pathlib import Path
 
 import torch
 
-from . import config as configuration
-from . import demo, dryrun, embeddings, loggers, plots, runs
-from .allocator import keep_freed_memory
-from .check import Check
 from .cli import INTERRUPTED, complain
-from .config import Config
 from .data.decode import is_truncated
 from .data.formats import shorten
 from .distortions import DISTORTIONS
-from .encoders import features_of, name_of
-from .models import Learner
+from .measuring.allocator import keep_freed_memory
+from .networks.encoders import features_of, name_of
+from .networks.models import Learner
 from .ops import has_kernel
-from .parallel import Processes, launched
-from .trainer import Trainer, TrainingError, header, last_checkpoint
+from .reports import plots
+from .scoring import demo
+from .training import config as configuration
+from .training import dryrun, embeddings, loggers, runs
+from .training.check import Check
+from .training.config import Config
+from .training.parallel import Processes, launched
+from .training.trainer import Trainer, TrainingError, header, last_checkpoint
 
 
 # ---- before the first step -------------------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from test_decode import gradient
 from torch.testing import assert_close
 
 from shamisa import probe, score, sheet
-from shamisa.check import LabelledPart
 from shamisa.data import PhotoError, PhotoFolder, open_photos, read_photo
 from shamisa.data.__main__ import main
-from shamisa.features import Extractor
+from shamisa.scoring.features import Extractor
 from shamisa.train import main as train
+from shamisa.training.check import LabelledPart
 
 
 def noisy(side: int = 80, seed: int = 1) -> np.ndarray:
@@ -124,7 +124,7 @@ def test_features_of_truncated_photographs_are_named_and_not_kept(whole, tmp_pat
 
 def test_runs_from_before_the_option_go_on():
     """They left truncated photographs out, as the default does."""
-    from shamisa import config as configuration
+    from shamisa.training import config as configuration
 
     record = configuration.to_record(configuration.resolve("demo", {}))
     del record["truncated"]
@@ -221,7 +221,9 @@ def test_the_sheet_refuses_or_draws_them(labelled, tmp_path, capsys):
 
 def test_labels_during_training_follow_the_option(labelled, monkeypatch):
     seen = []
-    monkeypatch.setattr("shamisa.features.Extractor.__init__", lambda self, *_, **given: seen.append(given) or 1 / 0)
+    monkeypatch.setattr(
+        "shamisa.scoring.features.Extractor.__init__", lambda self, *_, **given: seen.append(given) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         LabelledPart.open(labelled / "labels.csv", truncated="read").srcc(torch.nn.Identity(), torch.device("cpu"))
     assert seen[0]["truncated"] == "read"

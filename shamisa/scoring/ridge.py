@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import write_bytes, write_json
-from .labels import SCALE, to_quality
+from ..datasets.labels import SCALE, to_quality
+from ..files import write_bytes, write_json
 from .metrics import srcc_columns
 
 ALPHAS = np.logspace(-3, 3, 100)  # strengths tried by ``select``

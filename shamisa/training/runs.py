@@ -32,11 +32,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .data.decode import READ_CUT_OFF
-from .encoders import describe, recorded_metadata, to_metadata
-from .files import hash_file, sync, write_json, write_text
-from .models import Encoder, load_into
-from .weights import load_matching
+from ..data.decode import READ_CUT_OFF
+from ..files import hash_file, sync, write_json, write_text
+from ..networks.encoders import describe, recorded_metadata, to_metadata
+from ..networks.models import Encoder, load_into
+from ..networks.weights import load_matching
 
 try:
     import fcntl

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .data.photos import PhotoError, read_photo
-from .files import printable
-from .labels import describe_scale
-from .metrics import MEANING
-from .runs import write_text
+from ..data.photos import PhotoError, read_photo
+from ..datasets.labels import describe_scale
+from ..files import printable
+from ..scoring.metrics import MEANING
+from ..training.runs import write_text
 
 THUMBNAILS = 10  # worst and best predictions, each
 _SIDE = 240  # pixels, the longer one of a thumbnail; shown at about two thirds

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import demo, embeddings, ridge
-from .distortions import DISTORTIONS
-from .labels import Labels, find_files, read_csv
-from .splits import make_splits
+from ..datasets.labels import Labels, find_files, read_csv
+from ..datasets.splits import make_splits
+from ..distortions import DISTORTIONS
+from ..scoring import demo, ridge
+from . import embeddings
 
 FALL = (
     0.02  # of the check below its start from which training counts as harmful: differences between seeds are half of it
@@ -117,7 +118,7 @@ class LabelledPart:
 
     def srcc(self, encoder: nn.Module, device: torch.device) -> float:
         """SRCC on val of the ridge regressor fitted on train, its strength chosen on val; by the probe's crops."""
-        from .features import Extractor, extract
+        from ..scoring.features import Extractor, extract
 
         chosen = np.concatenate([self.train, self.val])
         extractor = Extractor(encoder, crop=LABEL_CROP, device=device, truncated=self.truncated)

@@ -19,24 +19,24 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data import photos
+from ..data.decode import READ_CUT_OFF
+from ..data.embedded import EmbeddedPhotos
+from ..data.photos import Photos
+from ..data.readers import make_references
+from ..data.shards import names_shards
+from ..distortions import DISTORTIONS
+from ..engine import DistortionEngine, Plan, normalize
+from ..measuring.profiling import Recording, Stopwatch
+from ..networks.encoders import name_of, normalization, recorded
+from ..networks.models import Learner, check_record
+from ..networks.weights import load_matching
+from ..ops import has_kernel
+from ..relations import RelationOutput
 from . import check, embeddings, graphed, loggers, runs
 from . import config as configuration
 from .config import Config
-from .data import photos
-from .data.decode import READ_CUT_OFF
-from .data.embedded import EmbeddedPhotos
-from .data.photos import Photos
-from .data.readers import make_references
-from .data.shards import names_shards
-from .distortions import DISTORTIONS
-from .encoders import name_of, normalization, recorded
-from .engine import DistortionEngine, Plan, normalize
-from .models import Learner, check_record
-from .ops import has_kernel
 from .parallel import Processes, choose_device
-from .profiling import Recording, Stopwatch
-from .relations import RelationOutput
-from .weights import load_matching
 
 TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
 

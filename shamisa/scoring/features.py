@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..data.decode import Limits, at_least, is_truncated, log_remark
+from ..data.photos import MAX_PIXELS, PhotoError, read_photo
+from ..engine import normalize
+from ..files import hash_file, printable
+from ..networks.encoders import describe, is_plain, normalization
 from .crops import CROPS, SCALES, views
-from .data.decode import Limits, at_least, is_truncated, log_remark
-from .data.photos import MAX_PIXELS, PhotoError, read_photo
-from .encoders import describe, is_plain, normalization
-from .engine import normalize
-from .files import hash_file, printable
 
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
 _LARGE = 10_000_000  # pixels from which memory is returned after a photograph, which takes milliseconds

@@ -17,10 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import iqa_sets, metrics, probe, ridge, runs, splits
-from .encoders import describe
-from .labels import LabelError, Labels, read_csv
-from .protocol import finite, median, probe_split, without
+from .. import probe
+from ..datasets import iqa_sets, splits
+from ..datasets.labels import LabelError, Labels, read_csv
+from ..networks.encoders import describe
+from ..scoring import metrics, ridge
+from ..scoring.protocol import finite, median, probe_split, without
+from ..training import runs
 
 SHOWN = (("SRCC", "srcc"), ("PLCC", "plcc"))
 
