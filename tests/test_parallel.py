@@ -21,11 +21,11 @@ from torch.testing import assert_close
 
 from shamisa import train
 from shamisa.networks.devices import choose_device
-from shamisa.networks.models import Learner
 from shamisa.relations import RelationOptions
 from shamisa.training import config as configuration
 from shamisa.training import runs
 from shamisa.training.config import Config
+from shamisa.training.learner import Learner
 from shamisa.training.parallel import Processes, SharedBatchNorm
 
 pytestmark = pytest.mark.skipif(
