@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .. import remote
 from ..data import photos
 from ..data.decode import READ_CUT_OFF
 from ..data.embedded import EmbeddedPhotos
@@ -28,15 +30,18 @@ from ..data.shards import names_shards
 from ..distortions import DISTORTIONS
 from ..engine import DistortionEngine, Plan, normalize
 from ..measuring.profiling import Recording, Stopwatch
+from ..measuring.versions import versions
+from ..networks.devices import choose_device
 from ..networks.encoders import name_of, normalization, recorded
-from ..networks.models import Learner, check_record
+from ..networks.models import check_record
 from ..networks.weights import load_matching
 from ..ops import has_kernel
 from ..relations import RelationOutput
 from . import check, embeddings, graphed, loggers, runs
 from . import config as configuration
 from .config import Config
-from .parallel import Processes, choose_device
+from .learner import Learner
+from .parallel import Processes
 
 TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
 
@@ -62,7 +67,7 @@ class Waiting:
 class Trainer:
     """All that is needed for steps: built, and so checked, before a run folder is made.
 
-    Building it speaks to no other process; ``connect`` does. ``encoder``: any module, see ``models.Learner``.
+    Building it speaks to no other process; ``connect`` does. ``encoder``: any module, see ``learner.Learner``.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class Trainer:
     ) -> None:
         self.processes = processes or Processes()
         self.config, self.quiet = config, quiet or not self.processes.main
-        self.device = choose_device(config.device, self.processes)
+        self.device = choose_device(config.device, self.processes.local_rank if self.processes.several else None)
         if self.device.index is not None:
             torch.cuda.set_device(self.device)  # events, streams and graphs are those of the current device
         self.precision = choose_precision(config.precision, self.device)
@@ -471,7 +476,8 @@ def open_photos(config: Config, world_size: int = 1) -> Photos:
     refs = config.refs
     if refs == configuration.EMBEDDED:
         return EmbeddedPhotos(split="train")
-    if not refs or not (names_shards(refs) or Path(refs).exists()):
+    exists = remote.exists if remote.is_url(refs) else os.path.exists
+    if not refs or not (names_shards(refs) or exists(refs)):
         fault = f"{refs!r}, which does not exist" if refs else "nothing: name the photographs with --refs"
         raise ValueError(f"refs must be a folder, a list file, shards or 'embedded', got {fault}")
     if refs == "-" and world_size > 1:
@@ -513,5 +519,5 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 
 def header(config: Config, world_size: int = 1) -> dict:
     """What stands in config.json, in the first line of metrics.jsonl and in every checkpoint."""
-    record = {"config": configuration.to_record(config), "versions": configuration.versions()}
+    record = {"config": configuration.to_record(config), "versions": versions()}
     return record | {"processes": world_size}
