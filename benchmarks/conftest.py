@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its p
 # the threads of NumPy and SciPy do not listen to torch.set_num_threads
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
+import json
 import math
 import time
 
@@ -31,6 +32,7 @@ keep_freed_memory()
 
 def pytest_addoption(parser):
     parser.addoption("--compiled", action="store_true", help="rows of torch.compile of the reference too: minutes more")
+    parser.addoption("--rows", help="append each row to this file as soon as it is measured, for rows.py")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -82,13 +84,14 @@ def ceilings(request):
         if device not in CEILINGS:
             with measure.threads(1):
                 CEILINGS[device] = measure.measure_ceilings(device, small)
+            append(request.config, {"ceilings": {device: CEILINGS[device]}})
         return CEILINGS[device]
 
     return of
 
 
 @pytest.fixture
-def row(benchmark, ceilings):
+def row(request, benchmark, ceilings):
     """Time ``call()`` as one row of the report; returns nothing, the figures go into ``benchmark.extra_info``."""
 
     def run(
@@ -140,7 +143,22 @@ def row(benchmark, ceilings):
             extra["gflop_per_s"] = flops / median / 1e9
             extra["share_of_matmul"] = flops / median / 1e9 / ceilings(device)[f"matmul_{dtype}_gflop_s"]
 
-    return run
+    yield run
+    if benchmark.enabled and benchmark.stats is not None and "subject" in benchmark.extra_info:
+        stats = {k: getattr(benchmark.stats.stats, k) for k in STATISTICS if k != "iterations"}
+        append(request.config, trim(benchmark, {**stats, "iterations": benchmark.stats.iterations}))
+
+
+def append(config, content: dict) -> None:
+    """A line of the file that --rows names."""
+    if path := config.getoption("rows"):
+        with open(path, "a") as file:
+            file.write(json.dumps(rounded(content)) + "\n")
+
+
+def trim(benchmark, stats: dict) -> dict:
+    """What is kept of a row."""
+    return {"name": benchmark.name, "group": benchmark.group, "stats": stats, "info": benchmark.extra_info}
 
 
 # ---- the JSON --------------------------------------------------------------------------------------------------------
