@@ -11,9 +11,10 @@ import pytest
 import torch
 from measure import DEVICES, IS_REFERENCE, backend_context, error
 
-from shamisa import ops, profiling
-from shamisa.config import DEMO, PAPER, Config
+from shamisa import ops
+from shamisa.measuring import profiling
 from shamisa.train import Trainer
+from shamisa.training.config import DEMO, PAPER, Config
 
 ALONE, GRAPH = "encoder alone", "native, CUDA graph"
 CASES = [
