@@ -14,11 +14,11 @@ from measure import DEVICES, IS_REFERENCE, error
 from PIL import Image
 
 from shamisa.data import EmbeddedPhotos, read_photo
-from shamisa.features import Extractor
-from shamisa.models import Encoder
-from shamisa.quality import QualityNet
-from shamisa.ridge import Regressor
+from shamisa.networks.models import Encoder
 from shamisa.score import Scorer
+from shamisa.scoring.features import Extractor
+from shamisa.scoring.quality import QualityNet
+from shamisa.scoring.ridge import Regressor
 
 ENCODERS = {"cpu": "shamisa/small", "cuda": "torchvision/resnet50"}  # random weights: they cost the same
 COUNT = {"cpu": 7, "cuda": 252}  # photographs of a call

@@ -32,7 +32,7 @@ def measure_here(small: bool) -> dict:
     import torch
 
     from shamisa import DISTORTIONS, DistortionEngine, ops
-    from shamisa.workloads import SIZE, distortion_call, engine_call, make_crops
+    from shamisa.measuring.workloads import SIZE, distortion_call, engine_call, make_crops
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     engine, found = DistortionEngine(), {}
