@@ -32,6 +32,9 @@ keep_freed_memory()
 
 def pytest_addoption(parser):
     parser.addoption("--compiled", action="store_true", help="rows of torch.compile of the reference too: minutes more")
+    parser.addoption(
+        "--quick", action="store_true", help="one round of each row: a rehearsal, whose figures are worth little"
+    )
     parser.addoption("--rows", help="append each row to this file as soon as it is measured, for rows.py")
 
 
@@ -73,6 +76,10 @@ def photos():
         top, left = (37 * i % (n - 223) for n in photo.shape[1:])
         crops.append(photo[:, top : top + 224, left : left + 224])
     return torch.stack(crops)
+
+
+def pytest_sessionstart(session):
+    append(session.config, {"machine": measure.machine()})
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +137,11 @@ def row(request, benchmark, ceilings):
         once = time.perf_counter() - start
         iterations = max(1, math.ceil(1e-3 / once))  # a round takes a millisecond at least
         rounds = min(most, max(least, int(seconds / (once * iterations))))
-        benchmark.pedantic(call, rounds=rounds, iterations=iterations, warmup_rounds=1 if once < 1 else 0)
+        if request.config.getoption("quick"):
+            rounds = 1
+        benchmark.pedantic(
+            call, rounds=rounds, iterations=iterations, warmup_rounds=1 if once < 1 and rounds > 1 else 0
+        )
         median = benchmark.stats.stats.median
         if "extra_mb" not in info and os.access("/proc/self/clear_refs", os.W_OK):
             extra["extra_mb"] = memory.peak(call, device) / memory.MB
@@ -146,7 +157,7 @@ def row(request, benchmark, ceilings):
     yield run
     if benchmark.enabled and benchmark.stats is not None and "subject" in benchmark.extra_info:
         stats = {k: getattr(benchmark.stats.stats, k) for k in STATISTICS if k != "iterations"}
-        append(request.config, trim(benchmark, {**stats, "iterations": benchmark.stats.iterations}))
+        append(request.config, trim(benchmark, {**stats, "iterations": benchmark.stats.iterations}) | {"load": load()})
 
 
 def append(config, content: dict) -> None:
@@ -154,6 +165,11 @@ def append(config, content: dict) -> None:
     if path := config.getoption("rows"):
         with open(path, "a") as file:
             file.write(json.dumps(rounded(content)) + "\n")
+
+
+def load() -> float:
+    """Processes that wanted a core in the last minute."""
+    return round(os.getloadavg()[0], 2)
 
 
 def trim(benchmark, stats: dict) -> dict:
@@ -172,9 +188,8 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
         stats = {k: b["stats"][k] for k in STATISTICS}
         rows.append({"name": b["name"], "group": b["group"], "stats": rounded(stats), "info": rounded(b["extra_info"])})
     output_json.clear()
-    load = round(os.getloadavg()[0], 2)
     output_json.update(
-        format=1, machine=measure.machine(), load_at_end=load, ceilings=rounded(CEILINGS), benchmarks=rows
+        format=1, machine=measure.machine(), load_at_end=load(), ceilings=rounded(CEILINGS), benchmarks=rows
     )
 
 

@@ -39,7 +39,7 @@ done
 mkdir -p "${OUT:=out}" || exit 2
 OUT=$(cd "$OUT" && pwd)
 work=${WORK:-$PWD/build/gpu_check} pack=${PACK:-$PWD/build/gpu_pack}
-logs=$work/logs site=$work/site rows=$work/rows.jsonl
+logs=$work/logs site=$work/site rows=$OUT/rows.jsonl
 mkdir -p "$logs" || exit 2
 export OMP_WAIT_POLICY=passive MPLBACKEND=Agg PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0}
@@ -96,13 +96,14 @@ stage_ceilings() { LINES_SHOWN=6 run ceilings "$python" benchmarks/ceilings.py -
 
 # bench NAME EXPRESSION TEST...: benchmarks that pytest -k chooses, in this order; each row is kept as soon as it is measured
 bench() {
-  local name=$1 chosen=$2 status
+  local name=$1 chosen=$2 status quick=()
   shift 2
+  [ "$gpu" = 1 ] || quick=(--quick)
   LINES_SHOWN=2 run "bench-$name" "$python" -m pytest "${@/#/benchmarks/test_}" --benchmark-only --benchmark-columns=median \
-    -q -p no:cacheprovider -k "$chosen" --rows "$rows"
+    ${quick[@]+"${quick[@]}"} -q -p no:cacheprovider -k "$chosen" --rows "$rows"
   status=$?
-  if [ -s "$rows" ] && "$python" benchmarks/rows.py "$rows" "$OUT/benchmarks.json" >>"$logs/rows.log" 2>&1; then
-    "$python" benchmarks/report.py "$OUT/benchmarks.json" >"$OUT/benchmarks.md" 2>>"$logs/rows.log"
+  if [ -s "$rows" ] && python3 benchmarks/rows.py "$rows" "$OUT/benchmarks.json" >>"$logs/rows.log" 2>&1; then
+    python3 benchmarks/report.py "$OUT/benchmarks.json" >"$OUT/benchmarks.md" 2>>"$logs/rows.log"
   fi
   return "$status"
 }
