@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from . import remote
 from ._version import __version__
 from .cli import guard
 from .datasets.labels import describe_scale
@@ -169,6 +170,7 @@ def difference(run: Callable[[Tensor], tuple[Tensor, Tensor]], net: QualityNet) 
 
 def check_out(out: str | os.PathLike) -> Path:
     """The path of a program; ValueError for another ending or no such folder, RuntimeError for a missing package."""
+    remote.check_local("out", out)
     out = Path(out)
     if out.suffix not in ENDINGS:
         raise ValueError(f"out must end in {' or '.join(ENDINGS)}, got {str(out)!r}")

@@ -18,11 +18,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 
+from . import remote
 from .cli import guard
 from .data.decode import TRUNCATED
 from .data.formats import count, shorten
@@ -173,11 +175,15 @@ class Source:
 def open_source(labels: Labels, root: str | Path, *, full_reference: bool = False, layout: str = "") -> Source:
     """Find the images of labels and, for full reference, the references; LabelError for those that are missing, or for a
     reference of another size than its image (crops could not be compared)."""
+
+    def opened(place: Path | str) -> Path | BinaryIO:
+        return remote.open_file(place) if remote.is_url(place) else place
+
     references = find_references(labels, root, layout) if full_reference else None
     paths = find_files(labels, root)
     for path, reference in zip(paths, references or (), strict=bool(references)):
         try:
-            with Image.open(path) as image, Image.open(reference) as clean:
+            with Image.open(opened(path)) as image, Image.open(opened(reference)) as clean:
                 sizes = image.size, clean.size
         except Exception:  # which files are unreadable, and why, is told when they are decoded
             continue
@@ -203,7 +209,8 @@ def read_source(given: argparse.Namespace) -> Source:
     labels = read_csv(
         given.labels, given.score_column, lower_better=given.lower_better, scale=scale, file_column=given.file_column
     )
-    return open_source(labels, given.root or Path(given.labels).parent, full_reference=given.full_reference)
+    beside = remote.parent(given.labels) if remote.is_url(given.labels) else Path(given.labels).parent
+    return open_source(labels, given.root or beside, full_reference=given.full_reference)
 
 
 def open_set(name: str, root: str, full_reference: bool) -> Source:
@@ -458,6 +465,7 @@ def open_folder(given: argparse.Namespace, name: str) -> Path:
     An interrupted probe must not look like a finished one."""
     out = Path(given.out or Path("runs") / name)
     for folder in filter(None, (out, given.report)):
+        remote.check_local("out", folder)
         Path(folder).mkdir(parents=True, exist_ok=True)
     (out / "results.json").unlink(missing_ok=True)
     return out

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from .. import remote
 from .._version import __version__
 from ..files import write_json
 from .decode import is_truncated
@@ -64,6 +65,7 @@ def pack(
         if given is not None and (not isinstance(given, int) or given < 1):
             raise ValueError(f"{name} must be an integer of at least 1, got {given!r}")
     names = _member_names(source)
+    remote.check_local("out", out)
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out must be a new or empty folder, got {str(out)!r}")

@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,6 +162,11 @@ class Extractor:
         if not bool(torch.isfinite(h).all()):
             raise RuntimeError("encoder must give finite features, got NaN or infinity: are its weights sound?")
         return by_crop(h)
+
+    def admission(self) -> AbstractContextManager[Callable[[int], None]]:
+        """Gives the function ``admit`` of ``read_photo``, which waits until ``PIXELS_TOGETHER`` leaves room for a photograph;
+        its pixels are counted until the end of the block."""
+        return self._room.visit()
 
     def __call__(self, photos: Sequence[Tensor]) -> Tensor:
         """Photographs uint8 [3, H, W], of any sizes, on any device -> features [n, 5, 2F] float32 on the CPU."""

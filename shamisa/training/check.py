@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .. import remote
 from ..datasets.labels import Labels, find_files, read_csv
 from ..datasets.splits import make_splits
 from ..distortions import DISTORTIONS
@@ -107,7 +108,7 @@ class LabelledPart:
         Raises LabelError (a ValueError) for labels or images that cannot be used.
         """
         labels = read_csv(csv)
-        paths = find_files(labels, root or Path(csv).parent)
+        paths = find_files(labels, root or (remote.parent(csv) if remote.is_url(csv) else Path(csv).parent))
         split = make_splits(labels, 1, seed)[0]
         rng = np.random.default_rng([seed, 1])
         few = [

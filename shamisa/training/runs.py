@@ -32,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .. import remote
 from ..data.decode import READ_CUT_OFF
 from ..files import hash_file, sync, write_json, write_text
 from ..networks.encoders import describe, recorded_metadata, to_metadata
@@ -87,6 +88,7 @@ class Run:
     @staticmethod
     def check_new(path: Path) -> None:
         """Raise RunError where a new run cannot be put: not a folder, or not empty."""
+        remote.check_local("out", path)
         if path.exists() and not path.is_dir():
             raise RunError(f"out must be a new or empty folder, got the file {path}")
         if path.is_dir() and any(path.iterdir()):
@@ -432,6 +434,28 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(folder, index)
 
 
+def fetch_checkpoint(url: str) -> Path:
+    """A local copy of what ``load_encoder`` takes, by URL: of a run only its newest checkpoint."""
+    try:
+        if remote.is_file(url) and remote.base_name(url) not in POINTERS:
+            return remote.fetch(url)
+        places = [url, remote.join(url, "latest"), remote.join(url, "checkpoint/latest")]
+        if not remote.is_file(remote.join(url, INDEX)):
+            pointer = next((place for place in places if remote.is_file(place)), None)
+            if pointer is None:
+                raise RunError(
+                    "checkpoint must be a run folder, a checkpoint folder or a model.safetensors file, got "
+                    f"{url}: {'none of them' if remote.exists(url) else 'no such file or folder'}"
+                )
+            url = remote.join(remote.parent(pointer), remote.read_text(pointer).strip())
+        folder = remote.temporary_folder()
+        for name in (INDEX, MODEL, STATE):
+            remote.fetch(remote.join(url, name), folder)
+        return folder
+    except remote.RemoteError as error:
+        raise RunError(f"cannot read the checkpoint {error.url}: {error.reason}") from None
+
+
 def load_encoder(
     path: str | Path, *, expect: str | None = None, features: str | None = None, encoder: nn.Module | None = None
 ) -> nn.Module:
@@ -439,7 +463,7 @@ def load_encoder(
 
     Args:
         path: a run folder, its ``checkpoint`` folder, ``checkpoint/best``, one ``step-*`` folder, or a
-            model.safetensors file.
+            model.safetensors file; or the URL of one, which is copied into the folder for temporary files.
         expect: the name the encoder must have, such as ``torchvision/resnet50``; None takes any.
         features: what h shall be, see ``Encoder``; None: as the run was trained (as all of version 0.1, the last layer).
         encoder: a module of the class that the run was trained with, where that was one of your own; it takes the weights
@@ -449,7 +473,7 @@ def load_encoder(
         RunError: missing, unreadable or damaged, of another architecture or normalisation, an unknown stage, or a module
             of somebody else that was not given.
     """
-    path = follow(Path(path))
+    given, path = path, fetch_checkpoint(path) if remote.is_url(path) else follow(Path(path))
     file = path if path.is_file() else find_checkpoint(path).path / MODEL
     try:
         with safe_open(file, framework="pt") as content:
@@ -475,7 +499,7 @@ def load_encoder(
         with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
             encoder = Encoder(name, features=features or record["features"])
         encoder.adopt(record)
-        encoder.source = str(file)
+        encoder.source = given if remote.is_url(given) else str(file)
         load_matching(encoder, weights, f"{file} does not fit the encoder {name}")
     except (ValueError, RuntimeError) as error:
         raise RunError(str(error)) from None

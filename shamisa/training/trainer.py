@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .. import remote
 from ..data import photos
 from ..data.decode import READ_CUT_OFF
 from ..data.embedded import EmbeddedPhotos
@@ -471,7 +473,8 @@ def open_photos(config: Config, world_size: int = 1) -> Photos:
     refs = config.refs
     if refs == configuration.EMBEDDED:
         return EmbeddedPhotos(split="train")
-    if not refs or not (names_shards(refs) or Path(refs).exists()):
+    exists = remote.exists if remote.is_url(refs) else os.path.exists
+    if not refs or not (names_shards(refs) or exists(refs)):
         fault = f"{refs!r}, which does not exist" if refs else "nothing: name the photographs with --refs"
         raise ValueError(f"refs must be a folder, a list file, shards or 'embedded', got {fault}")
     if refs == "-" and world_size > 1:
