@@ -34,6 +34,7 @@ from .data.formats import describe_ignored, shorten
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .datasets.labels import describe_scale
 from .files import printable
+from .networks.devices import choose_device
 from .networks.encoders import check_fit, name_of, recorded
 from .networks.models import Encoder
 from .probe import open_encoder
@@ -41,7 +42,6 @@ from .scoring.features import Extractor
 from .scoring.quality import to_levels
 from .scoring.ridge import Regressor
 from .scoring.runtimes import RUNTIMES
-from .training.parallel import choose_device
 from .training.runs import read_json, write_json, write_text
 
 COLUMNS = ("file", "score", "raw", "error")
