@@ -37,6 +37,7 @@ from .data.formats import describe_ignored, shorten
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .datasets.labels import describe_scale
 from .files import printable
+from .networks.devices import choose_device
 from .networks.encoders import check_fit, name_of, recorded
 from .networks.models import Encoder
 from .probe import open_encoder
@@ -44,7 +45,7 @@ from .scoring.crops import check_view
 from .scoring.features import Extractor
 from .scoring.quality import to_levels
 from .scoring.ridge import Regressor
-from .training.parallel import choose_device
+from .scoring.runtimes import RUNTIMES
 from .training.runs import read_json, write_json, write_text
 
 COLUMNS = ("file", "score", "raw", "error")
@@ -59,8 +60,12 @@ class Scorer:
     Args:
         encoder: any module, images [N, 3, crop, crop] normalised by its mean and std -> h [N, F].
         regressor: fitted on features of this very encoder.
+<<<<<<< HEAD
         view: viewing size of photographs, pixels of the longer side or "full"; "fitted": that of the regressor.
         device, batch, workers, truncated: see ``features.Extractor``.
+=======
+        device, batch, workers, truncated, runtime: see ``features.Extractor``.
+>>>>>>> main
 
     Raises:
         ValueError: the regressor was fitted on features of another encoder, other features of it, or images normalised
@@ -141,6 +146,7 @@ def load_scorer(
     batch: int | None = None,
     workers: int = 2,
     truncated: str = "skip",
+    runtime: str = "torch",
 ) -> Scorer:
     """Open the packaged model or, where both files are given, a trained encoder and its regressor, to score images.
 
@@ -154,6 +160,7 @@ def load_scorer(
         batch: images whose crops go through the encoder together [1 on a CPU, 8 on a GPU].
         workers: threads that decode files, for ``Scorer.stream``.
         truncated: what that does with a JPEG without its end: ``"skip"``, or ``"read"`` it as far as it goes.
+        runtime: what runs the encoder: ``"torch"``, or ``"openvino"`` on a CPU, faster and equal within rounding.
 
     Returns:
         A ``Scorer``: called with images ``[N, 3, H, W]``, one ``[3, H, W]`` or a list of any sizes (RGB, uint8 or floating in
@@ -162,11 +169,23 @@ def load_scorer(
     Raises:
         ValueError, RuntimeError: files that cannot be read or do not belong together; a device that is not there.
     """
+<<<<<<< HEAD
     chosen = choose_device(device)
     if view != FITTED:
         check_view(view)
     encoder, fitted = open_pair(checkpoint, regressor)
     options = {"view": view, "device": chosen, "batch": batch, "workers": workers, "truncated": truncated}
+=======
+    fitted, chosen = Regressor.load(regressor), choose_device(device)  # before the encoder, which takes longer
+    encoder = open_encoder(checkpoint)
+    wanted = recorded(fitted.about, str(regressor))["features"]
+    if isinstance(encoder, Encoder) and encoder.features != wanted:
+        try:
+            encoder.select(wanted)
+        except ValueError as error:
+            raise ValueError(f"{regressor} does not fit the checkpoint: {error}") from None
+    options = {"device": chosen, "batch": batch, "workers": workers, "truncated": truncated, "runtime": runtime}
+>>>>>>> main
     return Scorer(encoder, fitted, **options)
 
 
@@ -338,6 +357,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="a JPEG without its end marker or its last rows: leave it out, or read it as far as it goes [%(default)s]",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N [auto]")
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="torch",
+        help="what runs the encoder: torch, or on a CPU openvino, faster for many photographs [%(default)s]",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
@@ -374,7 +399,12 @@ def run(given: argparse.Namespace) -> int:
     paths, closed = gather(given.paths, others)
     if others:
         print(describe_ignored(others), file=sys.stderr)
+<<<<<<< HEAD
     scorer = open_scorer(given)
+=======
+    options = {name: getattr(given, name) for name in ("device", "batch", "workers", "truncated", "runtime")}
+    scorer = load_scorer(given.checkpoint, given.regressor, **options)
+>>>>>>> main
     meta = {
         "encoder_hash": scorer.extractor.hash,
         "regressor": scorer.regressor.about,

@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         metavar="RUN",
-        help="run folder, or whatever else the probe accepts as --checkpoint",
+        help="run folder, or whatever else the probe accepts as --checkpoint [the packaged model]",
     )
     parser.add_argument("--regressor", metavar="FILE", help="regressor.safetensors written by the probe")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all [%(default)s]")
