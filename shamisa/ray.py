@@ -9,12 +9,15 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import logging
 import os
 import re
 import socket
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +26,11 @@ import numpy as np
 import torch
 
 from . import remote
-from .data.decode import TRUNCATED, PhotoError, at_least, read_photo
+from .data.decode import TRUNCATED, PhotoError, at_least, is_truncated, read_photo
+from .data.formats import count as count_of
+from .data.formats import describe_ignored
 from .files import printable, write_bytes, write_json
-from .score import COLUMNS, about, gather, load_scorer, round_row, row_text
+from .score import COLUMNS, FITTED, about, gather, load_scorer, round_row, row_text
 from .scoring.crops import CROPS, SCALES, views
 
 if TYPE_CHECKING:
@@ -49,14 +54,14 @@ def _ray() -> Any:
 
 
 # ---- what runs on the workers ----------------------------------------------------------------------------------------
-def _decode(batch: Any, crop: int, truncated: str) -> dict[str, np.ndarray]:
+def _decode(batch: Any, crop: int, view: int | None, truncated: str) -> dict[str, np.ndarray]:
     """A table with the column path (bytes) and maybe others -> the same with crops and error ("": none)."""
     found: list[np.ndarray] = []
     errors: list[str] = []
     for path in batch["path"].to_pylist():
         try:
             photo = read_photo(os.fsdecode(path), truncated=truncated)
-            found.append(views(photo, crop).numpy())
+            found.append(views(photo, crop, view).numpy())
             errors.append("")
         except PhotoError as error:
             found.append(np.zeros((SCALES, CROPS, 3, crop, crop), np.uint8))
@@ -69,7 +74,7 @@ def _decode(batch: Any, crop: int, truncated: str) -> dict[str, np.ndarray]:
 class _Encode:
     """An actor: crops -> rows."""
 
-    def __init__(self, checkpoint: str, regressor: str, wanted: str, options: dict) -> None:
+    def __init__(self, checkpoint: str | None, regressor: str | None, wanted: str, options: dict) -> None:
         self.scorer = load_scorer(checkpoint, regressor, **options)
         if self.scorer.extractor.hash != wanted:
             raise RuntimeError(
@@ -98,12 +103,14 @@ class _Encode:
 # ---- a dataset -------------------------------------------------------------------------------------------------------
 def score(
     data: Dataset | str | os.PathLike | Sequence[str | os.PathLike],
-    checkpoint: str | os.PathLike,
-    regressor: str | os.PathLike,
+    checkpoint: str | os.PathLike | None = None,
+    regressor: str | os.PathLike | None = None,
     *,
+    view: int | str = FITTED,
     device: str = "auto",
     batch: int | None = None,
     truncated: str = "skip",
+    runtime: str = "torch",
     actors: int | tuple[int, int] | None = None,
     num_gpus: float = 0.0,
     num_cpus: float = 1.0,
@@ -114,7 +121,7 @@ def score(
     Args:
         data: photographs, folders, patterns and .txt lists, paths or URLs (see ``remote``) that all workers can read; or a
             Dataset with the column ``path``, whose other columns are kept.
-        checkpoint, regressor, device, batch, truncated: see ``shamisa.load_scorer``; the files must be readable from all
+        checkpoint, regressor, view, device, batch, truncated, runtime: see ``shamisa.load_scorer``; the files must be readable from all
             workers, which load them once for each actor.
         actors: how many hold a scorer, or (fewest, most); by default from 1 to the GPUs / ``num_gpus`` of the cluster, or to its
             CPUs / ``num_cpus``, as long as photographs wait.
@@ -132,15 +139,17 @@ def score(
         ValueError, RuntimeError: bad arguments, before any work; Ray is not installed; too small a cluster.
     """
     ray = _ray()
-    scorer = load_scorer(checkpoint, regressor, device="cpu", batch=batch, truncated=truncated)
+    options = {"view": view, "batch": batch, "truncated": truncated, "runtime": runtime}
+    scorer = load_scorer(checkpoint, regressor, device="cpu" if runtime == "torch" else device, **options)
     if not isinstance(data, ray.data.Dataset):
         paths, _ = gather([os.fspath(p) for p in ([data] if isinstance(data, str | os.PathLike) else data)])
         data = _dataset(ray, paths)
     elif "path" not in (data.columns() or ()):
         raise ValueError(f"data must have the column path, got {', '.join(data.columns() or ()) or 'an empty dataset'}")
-    options = {"device": device, "batch": batch, "truncated": truncated}
-    given = (os.fspath(checkpoint), os.fspath(regressor), scorer.extractor.hash, options)
-    return _plan(ray, data, scorer.extractor.crop, given, actors, num_gpus, num_cpus, decode_cpus)
+    places = [None if place is None else os.fspath(place) for place in (checkpoint, regressor)]
+    given = (*places, scorer.extractor.hash, {"device": device, **options})
+    seen = {"crop": scorer.extractor.crop, "view": scorer.extractor.view, "truncated": truncated}
+    return _plan(ray, data, seen, given, actors, num_gpus, num_cpus, decode_cpus)
 
 
 def _dataset(ray: Any, paths: Sequence[str], first: Sequence[int] | None = None) -> Dataset:
@@ -167,8 +176,8 @@ def _cluster(ray: Any) -> dict[str, float]:
 def _plan(
     ray: Any,
     data: Dataset,
-    crop: int,
-    given: tuple[str, str, str, dict],
+    seen: dict,
+    given: tuple[str | None, str | None, str, dict],
     actors: int | tuple[int, int] | None,
     num_gpus: float,
     num_cpus: float,
@@ -189,7 +198,7 @@ def _plan(
         _decode,
         batch_size=_BATCH,
         batch_format="pyarrow",
-        fn_kwargs={"crop": crop, "truncated": given[3]["truncated"]},
+        fn_kwargs=seen,
         num_cpus=decode_cpus,
     )
     return decoded.map_batches(
@@ -335,8 +344,8 @@ def table_bytes(kind: str, rows: Sequence[tuple]) -> bytes:
 
 def run(
     paths: Sequence[str],
-    checkpoint: str,
-    regressor: str,
+    checkpoint: str | None,
+    regressor: str | None,
     *,
     out: str,
     address: str | None,
@@ -354,7 +363,9 @@ def run(
 
     if options.get("truncated", "skip") not in TRUNCATED:
         raise ValueError(f"truncated must be one of {list(TRUNCATED)}, got {options['truncated']!r}")
-    scorer = load_scorer(checkpoint, regressor, device="cpu", batch=options.get("batch"))
+    scorer = load_scorer(
+        checkpoint, regressor, view=options.get("view", FITTED), device="cpu", batch=options.get("batch")
+    )
     parts = Parts(out, paths, kind, size, about(scorer), resume)
     todo = list(parts.todo())
     if not todo:
@@ -379,3 +390,33 @@ def run(
     if parts.rows:
         raise RuntimeError(f"{len(parts.rows)} parts are not complete: continue with --resume")
     return parts, len(todo)
+
+
+def command(given: argparse.Namespace) -> int:
+    """``shamisa score --ray``, as ``score.run``; ``out`` is a folder of parts."""
+    others: Counter[str] = Counter()
+    paths, closed = gather(given.paths, others)
+    if others:
+        print(describe_ignored(others), file=sys.stderr)
+    names = ("view", "device", "batch", "truncated", "runtime", "actors", "quiet", "resume")
+    parts, fresh = run(
+        paths,
+        given.checkpoint,
+        given.regressor,
+        out=given.out or "scores",
+        address=given.ray or None,
+        kind=given.format,
+        size=given.part,
+        num_gpus=given.gpus,
+        **{name: getattr(given, name) for name in names},
+    )
+    for error in closed:
+        print(f"cannot be scored: {printable(error.path)}: {error.reason}", file=sys.stderr)
+    earlier = f", {len(paths) - fresh} in parts from before" if fresh < len(paths) else ""
+    count = len(parts.failed) + len(closed)
+    cut_off = sum(map(is_truncated, parts.failed))
+    words = [f"{parts.out}: {fresh - len(parts.failed)} of {len(paths)} photographs scored{earlier}"]
+    words.append(f"{count} could not be read, see the column error")
+    words += [f"{count_of(cut_off, 'truncated JPEG')} among them (--truncated read)"] if cut_off else []
+    print("; ".join(words))
+    return count
