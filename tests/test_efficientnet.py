@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from shamisa.efficientnet import EfficientNetLite0
-from shamisa.models import EFFICIENTNET, EFFICIENTNET_OF_TIMM, Encoder
-from shamisa.weights import PACKAGES, find_package
+from shamisa.networks.efficientnet import EfficientNetLite0
+from shamisa.networks.models import EFFICIENTNET, EFFICIENTNET_OF_TIMM, Encoder
+from shamisa.networks.weights import PACKAGES, find_package
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,6 @@ def test_imagenet_weights_come_from_the_package():
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("shamisa.models.find_package", lambda model: None)
+    monkeypatch.setattr("shamisa.networks.models.find_package", lambda model: None)
     with pytest.raises(RuntimeError, match=f"pip install {PACKAGES[EFFICIENTNET_OF_TIMM]}.*--init none"):
         Encoder(EFFICIENTNET, "imagenet")

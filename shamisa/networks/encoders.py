@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .engine import IMAGENET_MEAN, IMAGENET_STD
+from ..engine import IMAGENET_MEAN, IMAGENET_STD
 
 LAST = "last"  # features: the output of the network
 Normalization = dict[str, tuple[float, float, float]]  # mean and std

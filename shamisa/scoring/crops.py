@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import ops  # noqa: F401  (defines resize_bicubic)
+from .. import ops  # noqa: F401  (defines resize_bicubic)
 
 CROPS, SCALES = 5, 2
 PLACES = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 2))  # (row, column) of the crops: 0 first, 1 last, 2 central

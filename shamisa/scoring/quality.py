@@ -7,11 +7,11 @@ import os
 import torch
 from torch import Tensor, nn
 
+from ..engine import IMAGENET_MEAN, IMAGENET_STD
+from ..networks.encoders import normalization
+from ..ops import has_kernel
 from .crops import ten_crops, views
-from .encoders import normalization
-from .engine import IMAGENET_MEAN, IMAGENET_STD
 from .features import by_crop, photographs_per_call
-from .ops import has_kernel
 from .ridge import Regressor
 
 SLACK = 1e-3  # of floating images beyond 0..1, a quarter of a level: rounding, of float16 or a normalisation and its inverse
@@ -131,7 +131,7 @@ def load_quality_net(
     autocast: bool = False,
 ) -> QualityNet:
     """The module of a run (or checkpoint), with the features that the regressor takes, and a regressor's file; ValueError or RuntimeError where they do not fit."""
-    from .score import load_scorer
+    from ..score import load_scorer
 
     scorer = load_scorer(checkpoint, regressor, device=device, batch=batch)
     net = QualityNet(scorer.extractor.encoder, scorer.regressor, batch=batch, autocast=autocast)

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import write_bytes, write_json
-from .labels import SCALE, to_quality
+from .. import remote
+from ..datasets.labels import SCALE, to_quality
+from ..files import write_bytes, write_json
 from .metrics import srcc_columns
 
 ALPHAS = np.logspace(-3, 3, 100)  # strengths tried by ``select``
@@ -193,7 +194,7 @@ class Regressor:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Regressor:
-        """Read what ``save`` wrote (the JSON beside it is not needed).
+        """Read what ``save`` wrote (the JSON beside it is not needed), by path or URL.
 
         Raises:
             ValueError: missing or unreadable, or not a regressor of this format.
@@ -201,11 +202,12 @@ class Regressor:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="pt") as content:
+            file = remote.fetch(path) if remote.is_url(path) else path
+            with safe_open(file, framework="pt") as content:
                 text = (content.metadata() or {}).get("shamisa")
                 tensors = {k: content.get_tensor(k) for k in content.keys()}  # noqa: SIM118  not a dict
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"cannot read the regressor {path}: {error}") from None
+            raise ValueError(f"cannot read the regressor {path}: {remote.why(error)}") from None
         if text is None or set(tensors) != {"coef", "intercept"}:
             raise ValueError(
                 f"{path} must be a regressor written by shamisa.probe, got a file with {', '.join(tensors)}"

@@ -15,23 +15,24 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..data.decode import Limits, at_least, is_truncated, log_remark
+from ..data.photos import MAX_PIXELS, PhotoError, read_photo
+from ..engine import normalize
+from ..files import hash_file, printable
+from ..networks.encoders import describe, is_plain, normalization
 from .crops import CROPS, SCALES, views
-from .data.decode import Limits, at_least, is_truncated, log_remark
-from .data.photos import MAX_PIXELS, PhotoError, read_photo
-from .encoders import describe, is_plain, normalization
-from .engine import normalize
-from .files import hash_file, printable
 
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
 _LARGE = 10_000_000  # pixels from which memory is returned after a photograph, which takes milliseconds
-_FORMAT = 3  # of the cache: changes with anything that changes features
+_FORMAT = 4  # of the cache: changes with anything that changes features
+_TRUNCATED = "-truncated"  # ends the names in the cache of files that only truncated="read" reads
 
 
 def by_crop(h: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ class Extractor:
         truncated: "skip" or "read", see ``data.decode.Limits``.
 
     Attributes:
-        cut_off: truncated photographs that were read all the same.
+        cut_off: paths of truncated photographs that were read all the same (as a set, in the order they were met).
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class Extractor:
         self.crop, self.batch, self.workers = crop, batch, workers
         self.normalization = normalization(encoder)
         self.truncated = truncated
-        self.cut_off: list[str] = []
+        self.cut_off: dict[str, None] = {}
         self.hash = hash_encoder(encoder)
         self._room = _Room(PIXELS_TOGETHER)
         self.cache = None
@@ -156,6 +157,11 @@ class Extractor:
             raise RuntimeError("encoder must give finite features, got NaN or infinity: are its weights sound?")
         return by_crop(h)
 
+    def admission(self) -> AbstractContextManager[Callable[[int], None]]:
+        """Gives the function ``admit`` of ``read_photo``, which waits until ``PIXELS_TOGETHER`` leaves room for a photograph;
+        its pixels are counted until the end of the block."""
+        return self._room.visit()
+
     def __call__(self, photos: Sequence[Tensor]) -> Tensor:
         """Photographs uint8 [3, H, W], of any sizes, on any device -> features [n, 5, 2F] float32 on the CPU."""
         parts = [photos[i : i + self.batch] for i in range(0, len(photos), self.batch)]
@@ -170,6 +176,10 @@ class Extractor:
             except OSError as error:
                 return PhotoError(str(path), error.strerror or str(error))
             found = _read_cached(place)
+            if found is None and self.truncated == "read":  # kept apart, so that "skip" does not find them
+                found = _read_cached(place.with_stem(place.stem + _TRUNCATED))
+                if found is not None:
+                    self.cut_off[path] = None
             if found is not None:
                 return found, None, place
         with self._room.visit() as admit:
@@ -178,8 +188,8 @@ class Extractor:
                 photo = read_photo(path, truncated=self.truncated, admit=admit, note=remarks.append)
                 for remark in remarks:
                     if is_truncated(remark):
-                        self.cut_off.append(path)
-                        place = None  # the cache is for those that every setting reads
+                        self.cut_off[path] = None
+                        place = None if place is None else place.with_stem(place.stem + _TRUNCATED)
                     else:
                         log_remark(printable(path), remark)
                 return None, views(photo, self.crop), place

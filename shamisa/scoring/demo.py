@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.embedded import EmbeddedPhotos
+from ..engine import DistortionEngine, normalize
+from ..networks.encoders import evaluating, normalization
 from . import metrics, ridge
-from .data.embedded import EmbeddedPhotos
-from .encoders import evaluating, normalization
-from .engine import DistortionEngine, normalize
 
 PROXY = "SSIM to the pristine crop (a proxy, not human scores)"
 KEYS = ("srcc", "plcc", "krcc", "rmse")
@@ -131,7 +131,7 @@ def evaluate(
 
 def compare(untrained: nn.Module, trained: nn.Module, path: Path, **options) -> dict:
     """Judge both encoders on the same images, print a table, write both results to ``path`` (JSON)."""
-    from .runs import write_json
+    from ..training.runs import write_json
 
     start = time.perf_counter()
     results = {name: evaluate(e, **options) for name, e in (("untrained", untrained), ("trained", trained))}

@@ -14,20 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .config import Config
+from ..engine import IMAGENET_MEAN, IMAGENET_STD, Plan
+from ..relations import RelationLoss, RelationOutput
+from ..training.config import Config
 from .efficientnet import MEAN, STD, EfficientNetLite0
-from .encoders import (
-    LAST,
-    check_normalization,
-    describe,
-    evaluating,
-    feature_dim,
-    name_of,
-    recorded,
-    recorded_metadata,
-)
-from .engine import IMAGENET_MEAN, IMAGENET_STD, Plan
-from .relations import RelationLoss, RelationOutput
+from .encoders import LAST, check_normalization, describe, evaluating, feature_dim, name_of, recorded, recorded_metadata
 from .stages import choose, count_channels, find_walk, gather, spell, split_names, width
 from .weights import find_package, load_matching, load_weights, no_download, no_package
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,23 +20,25 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .. import remote
+from ..data import photos
+from ..data.decode import READ_CUT_OFF
+from ..data.embedded import EmbeddedPhotos
+from ..data.photos import Photos
+from ..data.readers import make_references
+from ..data.shards import names_shards
+from ..distortions import DISTORTIONS
+from ..engine import DistortionEngine, Plan, normalize
+from ..measuring.profiling import Recording, Stopwatch
+from ..networks.encoders import name_of, normalization, recorded
+from ..networks.models import Learner, check_record
+from ..networks.weights import load_matching
+from ..ops import has_kernel
+from ..relations import RelationOutput
 from . import check, embeddings, graphed, loggers, runs
 from . import config as configuration
 from .config import Config
-from .data import photos
-from .data.embedded import EmbeddedPhotos
-from .data.photos import Photos
-from .data.readers import make_references
-from .data.shards import names_shards
-from .distortions import DISTORTIONS
-from .encoders import name_of, normalization, recorded
-from .engine import DistortionEngine, Plan, normalize
-from .models import Learner, check_record
-from .ops import has_kernel
 from .parallel import Processes, choose_device
-from .profiling import Recording, Stopwatch
-from .relations import RelationOutput
-from .weights import load_matching
 
 TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
 
@@ -83,7 +86,9 @@ class Trainer:
         if config.label_root and not config.labels:
             raise ValueError(f"label-root belongs to --labels, got {config.label_root!r} without it")
         self.labelled = (
-            check.LabelledPart.open(config.labels, config.label_root, config.seed) if config.labels else None
+            check.LabelledPart.open(config.labels, config.label_root, config.seed, config.truncated)
+            if config.labels
+            else None
         )
         normalize(
             torch.zeros(1, 3, 1, 1, dtype=torch.uint8, device=self.device), backend=config.backend
@@ -314,16 +319,17 @@ class Trainer:
         return self.references.loader(*parts, workers=c.workers, prefetch=c.prefetch, pin_memory=pin)
 
     def read(self, loader: Iterator, stop: Callable[[], bool]) -> tuple[list[Tensor], dict[str, str], str]:
-        """The crops of a step's parts, photographs skipped, and in words what went wrong."""
-        crops, skipped = [], {}
+        """The crops of a step's parts, what is to be noted of photographs, and in words what went wrong."""
+        crops, notes = [], {}
+        known = set(self.references.cut_off)
         try:
             while len(crops) < self.config.accumulate and not stop():
                 _, part, found = next(loader)
                 crops.append(part)
-                skipped |= found
+                notes |= found | dict.fromkeys(sorted(self.references.cut_off - known), READ_CUT_OFF)
         except RuntimeError as error:  # too many photographs cannot be read, or Ctrl-C also reached the workers
-            return crops, skipped, "" if stop() else str(error)
-        return crops, skipped, ""
+            return crops, notes, "" if stop() else str(error)
+        return crops, notes, ""
 
     def fit(self, run: runs.Run, stop: Callable[[], bool] = lambda: False, nvtx: bool = False, profile: int = 0) -> str:
         """Train until the last step or until ``stop()``; -> "finished" or "interrupted", with a checkpoint either way.
@@ -354,9 +360,9 @@ class Trainer:
                 while self.step < self.steps:
                     watch.start()
                     watch.begin("data")
-                    crops, skipped, error = self.read(loader, stop)
+                    crops, notes, error = self.read(loader, stop)
                     error = error or self.collapse
-                    ending, error, skipped = processes.share(stop(), error, skipped)
+                    ending, error, notes = processes.share(stop(), error, notes)
                     if error:
                         self._report(run, watch, bar)
                         raise TrainingError(f"step {self.step}: {error}; last good checkpoint: {last_checkpoint(run)}")
@@ -364,7 +370,7 @@ class Trainer:
                         break
                     self.advance(crops, watch)
                     if main:
-                        run.note_skipped(skipped)
+                        run.note_photos(notes)
                     bar.update(self.images())
                     saving = c.checkpoint_every and self.step % c.checkpoint_every == 0 and self.step < self.steps
                     judging = c.check_every and (saving or self.step % c.check_every == 0 or self.step == self.steps)
@@ -467,7 +473,8 @@ def open_photos(config: Config, world_size: int = 1) -> Photos:
     refs = config.refs
     if refs == configuration.EMBEDDED:
         return EmbeddedPhotos(split="train")
-    if not refs or not (names_shards(refs) or Path(refs).exists()):
+    exists = remote.exists if remote.is_url(refs) else os.path.exists
+    if not refs or not (names_shards(refs) or exists(refs)):
         fault = f"{refs!r}, which does not exist" if refs else "nothing: name the photographs with --refs"
         raise ValueError(f"refs must be a folder, a list file, shards or 'embedded', got {fault}")
     if refs == "-" and world_size > 1:

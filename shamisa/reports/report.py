@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .data.photos import PhotoError, read_photo
-from .files import printable
-from .labels import describe_scale
-from .metrics import MEANING
-from .runs import write_text
+from ..data.photos import PhotoError, read_photo
+from ..datasets.labels import describe_scale
+from ..files import printable
+from ..scoring.metrics import MEANING
+from ..training.runs import write_text
 
 THUMBNAILS = 10  # worst and best predictions, each
 _SIDE = 240  # pixels, the longer one of a thumbnail; shown at about two thirds
@@ -111,7 +111,9 @@ def _command(command: str) -> str:
 def thumbnail(path: str | os.PathLike) -> str:
     """A photograph, made small -> data URI of a JPEG; "" where it cannot be read."""
     try:
-        photo = read_photo(path)
+        photo = read_photo(
+            path, truncated="read", note=lambda remark: None
+        )  # the page says elsewhere what was left out
     except PhotoError:
         return ""
     image = Image.fromarray(photo.permute(1, 2, 0).numpy())
@@ -139,12 +141,18 @@ def _sizes(results: dict) -> dict[str, int]:
     return {part: int(np.median([r[part] for r in rows])) for part in rows[0]}
 
 
+def _truncated(results: dict) -> list[tuple[str, str]]:
+    cases = (("truncated", "left out"), ("truncated_read", "read as far as they go"))
+    return [("Truncated JPEGs", f"{len(results[key])}, {words}") for key, words in cases if results.get(key)]
+
+
 def _protocol(results: dict) -> str:
     said, splits, n = results["protocol"], results["splits"], _sizes(results)
     return _facts(
         [
             ("Data", f"{text(results['labels'])}, {results['images']} images, scores {describe_scale(**results['scale'])}"),
             ("Unreadable", f"{len(results['unreadable'])}, left out") if results["unreadable"] else ("Unreadable", "none"),
+            *_truncated(results),
             ("Images", f"{n['train']} train, {n['val']} val, {n['test']} test" + (" (medians)" if len(splits) > 1 else "")),
             ("Splits", text(splits[0]["origin"]) + (f" ... {text(splits[-1]['origin'])}" if len(splits) > 1 else "")),
             ("Split hash", f"<code>{text(splits[0]['hash'])}</code>"),

@@ -5,6 +5,7 @@
     RUN/metrics.jsonl    line 1: the same; then one record per step, and one per check of the encoder
     RUN/.lock            locked by the process that trains the run, as long as it lives; who it is, in words
     RUN/skipped.jsonl    photographs that could not be used, and why; written only where there are some
+    RUN/truncated.jsonl  truncated JPEGs that were read as far as they go (--truncated read); only where there are some
     RUN/checkpoint/latest                   the name of the newest checkpoint
     RUN/checkpoint/best                     the name of the one with the highest score, where scores are taken
     RUN/checkpoint/step-00000500/model.safetensors   encoder.*, projector.*, loss.*
@@ -31,10 +32,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .encoders import describe, recorded_metadata, to_metadata
-from .files import hash_file, sync, write_json, write_text
-from .models import Encoder, load_into
-from .weights import load_matching
+from .. import remote
+from ..data.decode import READ_CUT_OFF
+from ..files import hash_file, sync, write_json, write_text
+from ..networks.encoders import describe, recorded_metadata, to_metadata
+from ..networks.models import Encoder, load_into
+from ..networks.weights import load_matching
 
 try:
     import fcntl
@@ -85,6 +88,7 @@ class Run:
     @staticmethod
     def check_new(path: Path) -> None:
         """Raise RunError where a new run cannot be put: not a folder, or not empty."""
+        remote.check_local("out", path)
         if path.exists() and not path.is_dir():
             raise RunError(f"out must be a new or empty folder, got the file {path}")
         if path.is_dir() and any(path.iterdir()):
@@ -217,17 +221,19 @@ class Run:
         lines = self.metrics.read_text().splitlines()
         return [r["check"] for r in map(json.loads, lines[1:]) if "check" in r]
 
-    def note_skipped(self, skipped: dict[str, str]) -> None:
-        """Add photographs that could not be used (name -> reason) to skipped.jsonl."""
-        if skipped:
-            with (self.path / "skipped.jsonl").open("a") as file:
-                file.writelines(to_line({"name": name, "reason": reason}) for name, reason in skipped.items())
+    def note_photos(self, notes: dict[str, str]) -> None:
+        """Add photographs (name -> reason) to skipped.jsonl, those that were read although truncated to truncated.jsonl."""
+        for file, read in (("skipped.jsonl", False), ("truncated.jsonl", True)):
+            found = {name: reason for name, reason in notes.items() if (reason == READ_CUT_OFF) == read}
+            if found:
+                with (self.path / file).open("a") as lines:
+                    lines.writelines(to_line({"name": name, "reason": reason}) for name, reason in found.items())
 
-    def count_skipped(self, beginning: str = "") -> int:
-        """How many photographs could not be used so far, for a reason that begins so; a resumed run may have met one twice."""
-        file = self.path / "skipped.jsonl"
-        lines = set(file.read_text().splitlines()) if file.is_file() else set()
-        return sum(json.loads(line)["reason"].startswith(beginning) for line in lines)
+    def noted(self, file: str) -> dict[str, str]:
+        """Name -> reason in skipped.jsonl or truncated.jsonl; a resumed run may have met a photograph twice."""
+        place = self.path / file
+        lines = map(json.loads, place.read_text().splitlines() if place.is_file() else ())
+        return {line["name"]: line["reason"] for line in lines}
 
     def latest(self) -> Path | None:
         """The newest checkpoint folder, or None before the first; RunError where the pointer leads nowhere."""
@@ -428,6 +434,28 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(folder, index)
 
 
+def fetch_checkpoint(url: str) -> Path:
+    """A local copy of what ``load_encoder`` takes, by URL: of a run only its newest checkpoint."""
+    try:
+        if remote.is_file(url) and remote.base_name(url) not in POINTERS:
+            return remote.fetch(url)
+        places = [url, remote.join(url, "latest"), remote.join(url, "checkpoint/latest")]
+        if not remote.is_file(remote.join(url, INDEX)):
+            pointer = next((place for place in places if remote.is_file(place)), None)
+            if pointer is None:
+                raise RunError(
+                    "checkpoint must be a run folder, a checkpoint folder or a model.safetensors file, got "
+                    f"{url}: {'none of them' if remote.exists(url) else 'no such file or folder'}"
+                )
+            url = remote.join(remote.parent(pointer), remote.read_text(pointer).strip())
+        folder = remote.temporary_folder()
+        for name in (INDEX, MODEL, STATE):
+            remote.fetch(remote.join(url, name), folder)
+        return folder
+    except remote.RemoteError as error:
+        raise RunError(f"cannot read the checkpoint {error.url}: {error.reason}") from None
+
+
 def load_encoder(
     path: str | Path, *, expect: str | None = None, features: str | None = None, encoder: nn.Module | None = None
 ) -> nn.Module:
@@ -435,7 +463,7 @@ def load_encoder(
 
     Args:
         path: a run folder, its ``checkpoint`` folder, ``checkpoint/best``, one ``step-*`` folder, or a
-            model.safetensors file.
+            model.safetensors file; or the URL of one, which is copied into the folder for temporary files.
         expect: the name the encoder must have, such as ``torchvision/resnet50``; None takes any.
         features: what h shall be, see ``Encoder``; None: as the run was trained (as all of version 0.1, the last layer).
         encoder: a module of the class that the run was trained with, where that was one of your own; it takes the weights
@@ -445,7 +473,7 @@ def load_encoder(
         RunError: missing, unreadable or damaged, of another architecture or normalisation, an unknown stage, or a module
             of somebody else that was not given.
     """
-    path = follow(Path(path))
+    given, path = path, fetch_checkpoint(path) if remote.is_url(path) else follow(Path(path))
     file = path if path.is_file() else find_checkpoint(path).path / MODEL
     try:
         with safe_open(file, framework="pt") as content:
@@ -471,7 +499,7 @@ def load_encoder(
         with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
             encoder = Encoder(name, features=features or record["features"])
         encoder.adopt(record)
-        encoder.source = str(file)
+        encoder.source = given if remote.is_url(given) else str(file)
         load_matching(encoder, weights, f"{file} does not fit the encoder {name}")
     except (ValueError, RuntimeError) as error:
         raise RunError(str(error)) from None

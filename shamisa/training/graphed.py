@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from .engine import Plan
+from ..engine import Plan
 
 WARMUP = 3  # steps before the recording
 

@@ -16,11 +16,11 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data import READERS
+from ..data.decode import MAX_SECONDS, TRUNCATED
+from ..distortions import NAMES
+from ..relations import GRAPHS, RelationOptions
 from . import presets
-from .data import READERS
-from .data.decode import MAX_SECONDS, TRUNCATED
-from .distortions import NAMES
-from .relations import GRAPHS, RelationOptions
 
 EMBEDDED = "embedded"  # the value of refs that means the photographs packaged with scikit-image and scikit-learn
 OBJECTIVE = RelationOptions()  # the published objective
@@ -468,7 +468,7 @@ def versions() -> dict:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    from ._version import __version__
+    from .._version import __version__
 
     found = {"shamisa": __version__, "python": platform.python_version(), "machine": platform.machine()}
     for name in ("torch", "torchvision", "numpy", "pillow", "safetensors"):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from .config import versions
-from .ops import backends
+from ..ops import backends
+from ..training.config import versions
 from .profiling import all_threads
 
 

@@ -16,6 +16,8 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
+from .. import remote
+
 SCALE = ("low", "high", "lower_better")  # what the scale of some scores is
 QUALITY = "(score - low) / (high - low), one minus that if lower_better, clipped to 0..1: higher is better"
 
@@ -80,11 +82,11 @@ def describe_scale(low: float, high: float, lower_better: bool) -> str:
     return f"{low:g}..{high:g}, {'lower' if lower_better else 'higher'} is better"
 
 
-def read_label_file(path: Path) -> str:
+def read_label_file(path: Path | str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return remote.read_text(path) if remote.is_url(path) else Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise LabelError(f"cannot read labels {path}: {error.strerror}") from None
+        raise LabelError(f"cannot read labels {path}: {remote.why(error)}") from None
     except UnicodeDecodeError as error:
         raise LabelError(f"labels {path} must be UTF-8 text: {error.reason} at byte {error.start}") from None
 
@@ -115,6 +117,7 @@ def read_csv(
     level, split.
 
     Args:
+        path: of the file, or a URL (see ``remote``).
         score_column: name of the score's column; default ``score``, ``mos`` or ``dmos``, whichever there is.
         lower_better: direction; default False, but True for a column named dmos.
         scale: ends of the scale, low first; default the smallest and largest score.
@@ -124,7 +127,7 @@ def read_csv(
         LabelError: an unreadable file, missing or ambiguous columns (named, with those found), a score that is no number, a
             file named twice, an unknown part in ``split``; with the line number.
     """
-    path = Path(path)
+    path = path if remote.is_url(path) else Path(path)
     text = read_label_file(path)
     header = text.partition("\n")[0]
     reader = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in header else ",")
@@ -178,7 +181,11 @@ def read_csv(
     low, high = scale or (float(score.min()), float(score.max()))
     if lower_better is None:
         lower_better = score_name.strip().lower() == "dmos"
-    name = f"{path.resolve().parent.name}-{path.stem}".lstrip("-")  # many label files are called labels.csv
+    if isinstance(path, Path):
+        folder, stem = path.resolve().parent.name, path.stem
+    else:
+        folder, stem = remote.base_name(remote.parent(path)), os.path.splitext(remote.base_name(path))[0]
+    name = f"{folder}-{stem}".lstrip("-")  # many label files are called labels.csv
     return Labels(name, files, score, low, high, lower_better, **extra)
 
 
@@ -189,24 +196,24 @@ def _part(text: str, where: str) -> str:
     return part
 
 
-def find_files(labels: Labels, root: str | os.PathLike) -> list[Path]:
-    """Paths of all images, [n]. Names that differ from the disk only in upper and lower case (TID2013's do)
+def find_files(labels: Labels, root: str | os.PathLike) -> list[Path | str]:
+    """Paths of all images, [n]; their URLs, where the root is one. Names that differ from the disk only in upper and lower case (TID2013's do)
     or in how Unicode composes a letter are found.
 
     Raises:
         LabelError: the root is no folder; files are missing: how many, and the first; one image under two names (it could
             be in train and test).
     """
-    paths = _find(labels.files, Path(root), f"images of {labels.name}", "")
+    paths = _find(labels.files, root, f"images of {labels.name}", "")
     first: dict[str, str] = {}
     for name, path in zip(labels.files, paths, strict=True):
-        other = first.setdefault(os.path.abspath(path), name)
+        other = first.setdefault(path if remote.is_url(path) else os.path.abspath(path), name)
         if other != name:
             raise LabelError(f"{labels.name} must name every image once, got {other} and {name}, which are one file")
     return paths
 
 
-def find_references(labels: Labels, root: str | os.PathLike, layout: str = "") -> list[Path]:
+def find_references(labels: Labels, root: str | os.PathLike, layout: str = "") -> list[Path | str]:
     """Paths of the references of all images, [n], found as ``find_files`` does.
 
     Args:
@@ -218,30 +225,43 @@ def find_references(labels: Labels, root: str | os.PathLike, layout: str = "") -
     layout = layout or "the reference column must name files relative to the root"
     if labels.reference is None:
         raise LabelError(f"full reference needs labels that name references, {labels.name} has none: {layout}")
-    return _find(labels.reference, Path(root), f"references of {labels.name}", f": {layout}")
+    return _find(labels.reference, root, f"references of {labels.name}", f": {layout}")
 
 
-def _find(names: list[str], root: Path, what: str, layout: str) -> list[Path]:
-    if not root.is_dir():
+def _find(names: list[str], root: str | os.PathLike, what: str, layout: str) -> list[Path | str]:
+    distant = remote.is_url(root)
+    if not (remote.is_folder(root) if distant else Path(root).is_dir()):
         raise LabelError(f"root must be a folder with the images, got {root}, which is not a folder")
+    found = _find_by_url(names, root) if distant else _find_on_disk(names, Path(root))
+    missing = [name for name in dict.fromkeys(names) if name not in found]
+    if missing:
+        first = f"the first is {missing[0]}{layout}"
+        raise LabelError(f"{len(missing)} of {len(set(names))} {what} are missing in {root} (--root), {first}")
+    return [found[name] for name in names]
 
-    def plain(name: str) -> str:  # é can be one character or two
-        return unicodedata.normalize("NFC", name).lower()
 
+def _plain(name: str) -> str:  # é can be one character or two
+    return unicodedata.normalize("NFC", name).lower()
+
+
+def _find_by_url(names: list[str], root: str) -> dict[str, str]:
+    there = {_plain(name): name for name in remote.find(root)}
+    exact = set(there.values())
+    chosen = {name: name if name in exact else there.get(_plain(name)) for name in names}
+    return {name: remote.join(root, place) for name, place in chosen.items() if place is not None}
+
+
+def _find_on_disk(names: list[str], root: Path) -> dict[str, Path]:
     listings: dict[Path, dict[str, str]] = {}
     found: dict[str, Path] = {}
-    missing = []
     for name in dict.fromkeys(names):
         path = root / name
         if not path.is_file():
             folder = path.parent
             if folder not in listings:
-                listings[folder] = {plain(e): e for e in os.listdir(folder)} if folder.is_dir() else {}
-            path = folder / listings[folder].get(plain(path.name), path.name)
+                listings[folder] = {_plain(e): e for e in os.listdir(folder)} if folder.is_dir() else {}
+            path = folder / listings[folder].get(_plain(path.name), path.name)
             if not path.is_file():
-                missing.append(name)
+                continue
         found[name] = path
-    if missing:
-        first = f"the first is {missing[0]}{layout}"
-        raise LabelError(f"{len(missing)} of {len(found)} {what} are missing in {root} (--root), {first}")
-    return [found[name] for name in names]
+    return found

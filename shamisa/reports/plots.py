@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .engine import DistortionEngine, Plan
-from .files import printable
-from .sheet import draw_grid
+from ..engine import DistortionEngine, Plan
+from ..files import printable
+from ..sheet import draw_grid
 
 TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
 
@@ -228,7 +228,7 @@ def _scatter(prediction: np.ndarray, target: np.ndarray, path: Path, title: str)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from .metrics import fit_logistic, logistic
+    from ..scoring.metrics import fit_logistic, logistic
 
     figure = Figure(figsize=(6.4, 6), layout="constrained")
     FigureCanvasAgg(figure)

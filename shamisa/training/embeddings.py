@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .distortions import NAMES
-from .encoders import evaluating
-from .engine import distort, normalize
+from ..distortions import NAMES
+from ..engine import distort, normalize
+from ..networks.encoders import evaluating
 
 BINS = 8  # of severity gaps in 0..4
 

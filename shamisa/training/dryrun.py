@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from .profiling import Stopwatch
+from ..measuring.profiling import Stopwatch
 from .trainer import Trainer, TrainingError
 
 STEPS, WARMUP, SECONDS = 20, 2, 60.0  # timed steps, steps before them, and when to stop early

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import demo, embeddings, ridge
-from .distortions import DISTORTIONS
-from .labels import Labels, find_files, read_csv
-from .splits import make_splits
+from .. import remote
+from ..datasets.labels import Labels, find_files, read_csv
+from ..datasets.splits import make_splits
+from ..distortions import DISTORTIONS
+from ..scoring import demo, ridge
+from . import embeddings
 
 FALL = (
     0.02  # of the check below its start from which training counts as harmful: differences between seeds are half of it
@@ -95,31 +97,33 @@ class LabelledPart:
     paths: list[Path]
     train: np.ndarray
     val: np.ndarray
+    truncated: str = "skip"  # or "read", see ``data.decode.Limits``
 
     @classmethod
-    def open(cls, csv: str | os.PathLike, root: str | os.PathLike = "", seed: int = 0) -> LabelledPart:
+    def open(
+        cls, csv: str | os.PathLike, root: str | os.PathLike = "", seed: int = 0, truncated: str = "skip"
+    ) -> LabelledPart:
         """Read labels and find their images; of a large set ``LABEL_IMAGES`` of train and val are drawn by ``seed``.
 
         Raises LabelError (a ValueError) for labels or images that cannot be used.
         """
         labels = read_csv(csv)
-        paths = find_files(labels, root or Path(csv).parent)
+        paths = find_files(labels, root or (remote.parent(csv) if remote.is_url(csv) else Path(csv).parent))
         split = make_splits(labels, 1, seed)[0]
         rng = np.random.default_rng([seed, 1])
         few = [
             np.sort(rng.permutation(part)[: round(LABEL_IMAGES * share)])
             for part, share in ((split.train, 2 / 3), (split.val, 1 / 3))
         ]
-        return cls(labels, paths, *few)
+        return cls(labels, paths, *few, truncated)
 
     def srcc(self, encoder: nn.Module, device: torch.device) -> float:
         """SRCC on val of the ridge regressor fitted on train, its strength chosen on val; by the probe's crops."""
-        from .features import Extractor, extract
+        from ..scoring.features import Extractor, extract
 
         chosen = np.concatenate([self.train, self.val])
-        found = extract(
-            Extractor(encoder, crop=LABEL_CROP, device=device), [self.paths[i] for i in chosen], progress=False
-        )
+        extractor = Extractor(encoder, crop=LABEL_CROP, device=device, truncated=self.truncated)
+        found = extract(extractor, [self.paths[i] for i in chosen], progress=False)
         kept = chosen[found.kept]
         train = np.isin(kept, self.train)
         y = self.labels.score[kept]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from .engine import IMAGENET_MEAN, IMAGENET_STD
+from ..engine import IMAGENET_MEAN, IMAGENET_STD
 
 NAMES = (
     "mscn shape", "mscn deviation",

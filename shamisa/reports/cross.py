@@ -17,10 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import iqa_sets, metrics, probe, ridge, runs, splits
-from .encoders import describe
-from .labels import LabelError, Labels, read_csv
-from .protocol import finite, median, probe_split, without
+from .. import probe
+from ..datasets import iqa_sets, splits
+from ..datasets.labels import LabelError, Labels, read_csv
+from ..networks.encoders import describe
+from ..scoring import metrics, ridge
+from ..scoring.protocol import finite, median, probe_split, without
+from ..training import runs
 
 SHOWN = (("SRCC", "srcc"), ("PLCC", "plcc"))
 
@@ -69,15 +72,17 @@ def run_cross(given: argparse.Namespace, encoder: torch.nn.Module | None = None)
     out = probe.open_folder(given, "probe-cross")
     (out / "cross.json").unlink(missing_ok=True)
 
-    records, unreadable = [], []
+    records, faults = [], {"unreadable": [], "truncated": [], "truncated_read": []}
     for i, (checkpoint, extractor) in enumerate(extractors):
         means, labels, rows = {}, {}, {}
         for name, source in sources.items():
             found = source.extract(extractor, f"{checkpoint} {name}", not given.quiet)
             read = source.labels.take(found.kept)
             if not i:
-                failed = found.failed.items()
-                unreadable += [{"set": name, "file": source.labels.files[k], "reason": e.reason} for k, e in failed]
+                fresh = probe.find_faults(found, source.labels, extractor)
+                for key in ("unreadable", "truncated"):
+                    faults[key] += [{"set": name, **entry} for entry in fresh[key]]
+                faults["truncated_read"] = fresh["truncated_read"]  # the extractor's, of all sets so far
             kept = [splits.check_split(read, without(s, found.kept)) for s in chosen[name]]
             rows[name] = _fit(found.values, read, kept, extractor.device)
             # all that the other sets' regressors need: the crops of one set at a time are in memory
@@ -112,7 +117,7 @@ def run_cross(given: argparse.Namespace, encoder: torch.nn.Module | None = None)
                 }
                 for name, s in sources.items()
             },
-            "unreadable": unreadable,
+            **faults,
             "encoders": records,
             "versions": probe._versions(),
         }
@@ -124,8 +129,8 @@ def run_cross(given: argparse.Namespace, encoder: torch.nn.Module | None = None)
         )
     for record in results["encoders"]:
         probe.say(matrix_table(record["checkpoint"], record["matrix"]))
-    if unreadable:
-        probe.say(f"{len(unreadable)} images cannot be read and are left out, the first is {unreadable[0]['file']}")
+    for line in probe.describe_faults(faults, sum(len(s.labels) for s in sources.values())):
+        probe.say(line)
     probe.say(f"wrote {out}/cross.json")
     if given.report:
         from .report import write_cross

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .data.embedded import EmbeddedPhotos
-from .distortions import DISTORTIONS
-from .engine import DistortionEngine, Plan, distort
-from .ops import has_kernel
+from ..data.embedded import EmbeddedPhotos
+from ..distortions import DISTORTIONS
+from ..engine import DistortionEngine, Plan, distort
+from ..ops import has_kernel
+from ..relations import RelationLoss
 from .profiling import all_threads
-from .relations import RelationLoss
 
 SIZE, B, V, PLANS = 224, 2, 6, 2  # of the engine's rows: crops in pixels, samples and views of a published step, steps
 F, E = 2048, 768  # features and embedding of the objective's rows, as published

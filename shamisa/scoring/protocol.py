@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..datasets.labels import PARTS, Labels
+from ..datasets.splits import Split
 from . import metrics, ridge
-from .labels import PARTS, Labels
-from .splits import Split
 
 GROUPS = ("distortion", "level")  # of images, where the labels know them
 GROUP_METRICS = ("srcc", "plcc", "krcc", "rmse")  # no logistic: a group is too small to fit one
