@@ -88,7 +88,7 @@ def compile_kernels(folder: Path, catalogue: Path) -> list[str]:
     wanted = [("csrc/cpu/levels.cpp", "", X86)]
     for source in sources("cpu/**/*_level.cpp"):
         for level in LEVELS:
-            march = [f"-march=x86-64-{level}"] if X86 else []
+            march = [*X86, f"-march=x86-64-{level}"] if X86 else []
             wanted.append((source, f"_{level}", [*march, f"-DSHAMISA_LEVEL={level}"]))
     objects, commands = [], []
     for source, suffix, flags in wanted:
