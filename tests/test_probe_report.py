@@ -17,7 +17,7 @@ from shamisa import probe
 from shamisa.datasets import iqa_sets
 from shamisa.reports import cross, report
 from shamisa.score import Scorer
-from shamisa.scoring import metrics, ridge
+from shamisa.scoring import inputs, metrics, ridge
 from shamisa.scoring.features import Extractor
 
 SMALL = "untrained:shamisa/small"
@@ -171,7 +171,7 @@ def test_full_reference(data, tmp_path, capsys):
     assert results["full_reference"] and results["encoders"][0]["median"]["srcc"] > 0.8
     fitted = ridge.Regressor.load(tmp_path / "regressor.safetensors")
     with pytest.raises(ValueError, match="full-reference:"):  # it must not score single images
-        Scorer(probe.open_encoder(SMALL), fitted)
+        Scorer(inputs.open_encoder(SMALL), fitted)
 
 
 @pytest.mark.parametrize(
@@ -224,10 +224,10 @@ def test_cross_matrix(data, tmp_path, capsys):
         assert f"{matrix[row][row]['srcc']:.4f}*" in printed
     assert f"{matrix[a][b]['plcc']:.4f}" in printed and results["sets"][a]["splits"][0]["hash"][:16] in printed
 
-    extractor = Extractor(probe.open_encoder(SMALL), crop=32)
+    extractor = Extractor(inputs.open_encoder(SMALL), crop=32)
     sets = [iqa_sets.read_csv(root / "labels.csv") for root in (data, other)]
     X = [
-        probe.open_source(s, root).extract(extractor, progress=False).values
+        inputs.open_source(s, root).extract(extractor, progress=False).values
         for s, root in zip(sets, (data, other), strict=True)
     ]
     model = ridge.fit_path(X[0], sets[0].quality(), [matrix[a][b]["alpha"]])
