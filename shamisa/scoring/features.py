@@ -28,6 +28,7 @@ from ..engine import normalize
 from ..files import hash_file, printable
 from ..networks.encoders import describe, is_plain, normalization
 from .crops import CROPS, SCALES, views
+from .runtimes import check_runtime, compile_encoder
 
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
 _LARGE = 10_000_000  # pixels from which memory is returned after a photograph, which takes milliseconds
@@ -109,6 +110,7 @@ class Extractor:
         cache: a folder for features of files, by the hashes of encoder and file; None keeps none. A cache file that cannot
             be read counts as missing.
         truncated: "skip" or "read", see ``data.decode.Limits``.
+        runtime: what runs the encoder, "torch" or, on a CPU, "openvino", see ``runtimes``.
 
     Attributes:
         cut_off: paths of truncated photographs that were read all the same (as a set, in the order they were met).
@@ -124,8 +126,10 @@ class Extractor:
         workers: int = 2,
         cache: str | os.PathLike | None = None,
         truncated: str = "skip",
+        runtime: str = "torch",
     ) -> None:
         Limits(truncated=truncated)
+        check_runtime(runtime, torch.device(device))
         for name, given in (("crop", crop), ("workers", workers)):
             at_least(name, given, 1)
         self.device = torch.device(device)
@@ -136,10 +140,12 @@ class Extractor:
         self.truncated = truncated
         self.cut_off: dict[str, None] = {}
         self.hash = hash_encoder(encoder)
+        self._run = compile_encoder(self.encoder, crop, runtime)
         self._room = _Room(PIXELS_TOGETHER)
         self.cache = None
         if cache is not None:
-            self.cache = Path(cache) / f"{self.hash[:16]}-c{crop}-v{_FORMAT}"
+            by = "" if runtime == "torch" else f"-{runtime}"  # other rounding
+            self.cache = Path(cache) / f"{self.hash[:16]}-c{crop}-v{_FORMAT}{by}"
             self.cache.mkdir(parents=True, exist_ok=True)
 
     @torch.inference_mode()
@@ -149,7 +155,7 @@ class Extractor:
         Raises RuntimeError where the encoder gives anything but finite [N, F].
         """
         B = crops.shape[0]
-        h = self.encoder(normalize(crops.flatten(0, 2).to(self.device), **self.normalization))
+        h = self._run(normalize(crops.flatten(0, 2).to(self.device), **self.normalization))
         if h.dim() != 2 or h.shape[0] != B * SCALES * CROPS:
             raise RuntimeError(f"encoder must give [N, F] = [{B * SCALES * CROPS}, F], got {list(h.shape)}")
         h = h.float().cpu()
