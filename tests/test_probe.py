@@ -217,7 +217,7 @@ def test_regressors_that_cannot_be_read(tmp_path, content, message):
     ids=lambda v: " ".join(v) if isinstance(v, dict) else "",
 )
 def test_bad_input_is_told_before_any_work(data, tmp_path, capsys, monkeypatch, change, message):
-    monkeypatch.setattr(probe, "extract", None)  # must not be reached
+    monkeypatch.setattr(inputs, "extract", None)  # must not be reached
     (data / "empty").mkdir(exist_ok=True)
     given = {
         "--checkpoint": SMALL,

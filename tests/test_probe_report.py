@@ -149,7 +149,7 @@ def test_page_does_not_scroll_sideways(page, tmp_path, width):
 
 
 def test_a_page_that_cannot_be_written_is_told_before_any_work(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(probe, "extract", None)  # must not be reached
+    monkeypatch.setattr(inputs, "extract", None)  # must not be reached
     (tmp_path / "file").touch()
     words = ["--checkpoint", SMALL, "--labels", str(data / "labels.csv"), "--out", str(tmp_path / "out")]
     assert probe.main([*words, *FAST, "--report", str(tmp_path / "file")]) == 2
@@ -191,7 +191,7 @@ def test_full_reference_needs_references(tmp_path, capsys, monkeypatch, fault, m
         (root / "ref/3.png").unlink()
     else:
         Image.new("RGB", (30, 30)).save(root / "3 <b>&\"1' 2.png")
-    monkeypatch.setattr(probe, "extract_difference", None)  # must not be reached
+    monkeypatch.setattr(inputs, "extract_difference", None)  # must not be reached
     words = ["--checkpoint", SMALL, "--labels", str(root / "labels.csv"), "--full-reference"]
     assert probe.main([*words, *FAST, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
@@ -252,7 +252,7 @@ def test_cross_matrix(data, tmp_path, capsys):
     ],
 )
 def test_cross_errors(data, tmp_path, capsys, monkeypatch, words, message):
-    monkeypatch.setattr(probe, "extract", None)  # must not be reached
+    monkeypatch.setattr(inputs, "extract", None)  # must not be reached
     words = [str(data / "labels.csv") if w == "CSV" else w for w in words]
     assert probe.main(["--checkpoint", SMALL, *words, "--out", str(tmp_path / "out")]) == 2
     assert re.search(message, capsys.readouterr().err)
