@@ -339,6 +339,8 @@ def main(argv: list[str] | None = None) -> int:
         return end(f"interrupted; {kept}", 128 + (trainer.signal or signal.SIGTERM))
     if speaks and not options.dry_run:
         print(f"finished: {run.path}")
+        if trainer.config.demo:
+            print("a photograph of yours is scored by the packaged model: shamisa score PHOTO")
     return 0
 
 
