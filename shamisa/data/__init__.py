@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .embedded import EmbeddedPhotos, dead_leaves
+from .opening import READERS, make_references, open_photos
 from .photos import (
     EXTENSIONS,
     EncodedPhotos,
@@ -11,10 +12,9 @@ from .photos import (
     PhotoFolder,
     PhotoList,
     Photos,
-    open_photos,
     read_photo,
 )
-from .readers import READERS, References, make_references
+from .readers import References
 from .shards import PhotoShards
 
 __all__ = [
