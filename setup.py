@@ -75,10 +75,16 @@ def commit() -> str:
         return "unknown"
 
 
-def compile_kernels(folder: Path) -> list[str]:
+def write_catalogue(folder: Path) -> Path:
+    """The header that csrc/distort/catalogue.py makes from the table of distortions."""
+    subprocess.run([sys.executable, "csrc/distort/catalogue.py", str(folder)], check=True)
+    return folder / "catalogue_rows.h"
+
+
+def compile_kernels(folder: Path, catalogue: Path) -> list[str]:
     """Compile csrc/cpu/*_level.cpp for every level, and the choice among them, into folder; returns the objects."""
     folder.mkdir(parents=True, exist_ok=True)
-    newest = max(Path(p).stat().st_mtime for p in (*HEADERS, "setup.py"))
+    newest = max(Path(p).stat().st_mtime for p in (*HEADERS, catalogue, "setup.py"))
     wanted = [("csrc/cpu/levels.cpp", "", X86)]
     for source in sources("cpu/*_level.cpp"):
         for level in LEVELS:
@@ -89,7 +95,7 @@ def compile_kernels(folder: Path) -> list[str]:
         made = folder / f"{Path(source).stem}{suffix}.o"
         objects.append(str(made))
         if not made.exists() or made.stat().st_mtime < max(newest, Path(source).stat().st_mtime):
-            commands.append([*COMPILER, *KERNEL, *flags, "-c", source, "-o", str(made)])
+            commands.append([*COMPILER, *KERNEL, *flags, f"-I{catalogue.parent}", "-c", source, "-o", str(made)])
     with ThreadPoolExecutor(int(os.environ["MAX_JOBS"])) as pool:
         for _ in pool.map(lambda command: subprocess.run(command, check=True), commands):
             pass
@@ -153,8 +159,12 @@ def native() -> dict:
 
     class Build(BuildExtension):
         def build_extensions(self):
-            objects = compile_kernels(Path(self.build_temp) / "kernels")
+            folder = Path(self.build_temp).resolve()
+            catalogue = write_catalogue(folder / "generated")
+            objects = compile_kernels(folder / "kernels", catalogue)
             for module in self.extensions:
+                module.include_dirs = [*module.include_dirs, str(catalogue.parent)]
+                module.depends = [*module.depends, str(catalogue)]
                 if module.name != "shamisa._C_cuda":
                     module.extra_objects = objects
                     module.depends = [*module.depends, *objects]

@@ -19,7 +19,7 @@ import memory
 import pytest
 import torch
 
-from shamisa.allocator import keep_freed_memory
+from shamisa.measuring.allocator import keep_freed_memory
 
 CEILINGS: dict[str, dict] = {}  # device -> rates, for the JSON
 

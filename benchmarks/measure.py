@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import shamisa
-from shamisa import machine as hardware
 from shamisa import ops
+from shamisa.measuring import machine as hardware
+from shamisa.measuring.profiling import all_threads, threads, time_rounds, timer  # noqa: F401
 from shamisa.ops import Reference, backend_context  # noqa: F401  (for the others here)
-from shamisa.profiling import all_threads, threads, time_rounds, timer  # noqa: F401
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

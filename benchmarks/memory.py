@@ -18,7 +18,7 @@ import torch
 from measure import backend_context, compiled_reference
 
 from shamisa import DistortionEngine
-from shamisa.workloads import inputs, objective  # noqa: F401
+from shamisa.measuring.workloads import inputs, objective  # noqa: F401
 
 MB = 1e6
 

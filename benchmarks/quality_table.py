@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from shamisa import metrics
 from shamisa.data.photos import read_photo
-from shamisa.features import Extractor, extract
+from shamisa.datasets.labels import Labels, find_files, read_csv
+from shamisa.datasets.splits import Split, make_splits
 from shamisa.files import write_json
-from shamisa.labels import Labels, find_files, read_csv
 from shamisa.probe import open_encoder
-from shamisa.protocol import probe_split
-from shamisa.splits import Split, make_splits
+from shamisa.scoring import metrics
+from shamisa.scoring.features import Extractor, extract
+from shamisa.scoring.protocol import probe_split
 
 from .peers import Missing, need
 

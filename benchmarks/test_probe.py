@@ -14,9 +14,9 @@ import pytest
 import torch
 from measure import IS_REFERENCE, error, errors, operations, size_of
 
-from shamisa import metrics, ridge
-from shamisa.features import Extractor
-from shamisa.models import Encoder
+from shamisa.networks.models import Encoder
+from shamisa.scoring import metrics, ridge
+from shamisa.scoring.features import Extractor
 
 CASES = {"600 rows x 1024": (480, 120, 1024), "1500 rows x 512": (1200, 300, 512)}
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from measure import DEVICES, IS_REFERENCE, backend_context, error
 
-from shamisa import ops, profiling
-from shamisa.config import DEMO, PAPER, Config
+from shamisa import ops
+from shamisa.measuring import profiling
 from shamisa.train import Trainer
+from shamisa.training.config import DEMO, PAPER, Config
 
 CASES = [
     ("demo, 96 px, N = 126", "cpu", "native", 1),

@@ -17,16 +17,16 @@ from pathlib import Path
 
 import torch
 
-from .allocator import keep_freed_memory
 from .cli import guard
-from .config import EMBEDDED, resolve
 from .files import write_json
-from .machine import machine
+from .measuring.allocator import keep_freed_memory
+from .measuring.machine import machine
+from .measuring.profiling import Stopwatch, all_threads, threads, time_rounds
+from .measuring.workloads import SIZE, Case, E, F, make_cases
 from .ops import TABLE, backend_context, has_kernel, how_to_compile
-from .parallel import choose_device
-from .profiling import Stopwatch, all_threads, threads, time_rounds
-from .trainer import Trainer
-from .workloads import SIZE, Case, E, F, make_cases
+from .training.config import EMBEDDED, resolve
+from .training.parallel import choose_device
+from .training.trainer import Trainer
 
 TITLES = {
     "engine": f"engine: ms per distorted image, uint8 crops of {SIZE} px -> normalised network input, published sampling",

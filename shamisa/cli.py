@@ -1,4 +1,4 @@
-"""The ``shamisa`` command: ``shamisa train|probe|score|export|distort|data|bench ...``, as ``python -m shamisa.NAME``."""
+"""The ``shamisa`` command: ``shamisa train|probe|score|serve|... ...``, as ``python -m shamisa.NAME``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train an encoder without labels (without arguments: a short demonstration)",
     "probe": "fit a ridge regressor on frozen features and report SRCC and PLCC",
     "score": "score photographs with a trained encoder and a regressor",
+    "serve": "serve scores over HTTP, with a page to drop a photograph on",
     "export": "export encoder and regressor as one program, .onnx or .pt2",
     "data": "check photographs, or pack them into tar shards",
     "distort": "draw the distortions of a photograph: all 26 at 5 levels, or random compositions",

@@ -1,7 +1,8 @@
-"""The table of the 26 distortions.
+"""The table of the distortions.
 
-The table is the only place that states a distortion's name, group, levels, op code and limits. The definitions are those
-of KADID-10k (Lin, Hosu, Saupe 2019) as used by ARNIQA (arXiv 2310.14918) and SHAMISA (arXiv 2603.13669).
+The table is the only place that states a distortion's name, kind, group, levels, op code and limits; the C++ catalogue is
+made from it when the kernels are built. The definitions are those of KADID-10k (Lin, Hosu, Saupe 2019) as used by ARNIQA
+(arXiv 2310.14918) and SHAMISA (arXiv 2603.13669).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ class Distortion:
 
     Attributes:
         name: what ``shamisa.distort`` calls it, the key of ``DISTORTIONS``.
+        kind: pixel (a pixel depends on itself, the parameter and its own random number alone) or image.
         group: blur, color, compression, noise, brightness, spatial or contrast; a chain has at most one of each.
         levels: the raw parameter at the five levels, mild to severe.
         integer: the published engine rounds the parameter to an integer.
@@ -29,6 +31,7 @@ class Distortion:
     """
 
     name: str
+    kind: str
     group: str
     levels: tuple[float, float, float, float, float]
     integer: bool
@@ -45,39 +48,43 @@ class Distortion:
         return self.levels[below] + (self.levels[below + 1] - self.levels[below]) * (severity - below)
 
 
+# A literal, which csrc/distort/catalogue.py reads. New rows come last: plans hold op codes.
+# name, kind, group, levels, flags (i: published as an integer, d: integer by nature, r: random), low, high, minimum size
+ROWS = (
+    ("gaussian_blur", "image", "blur", (0.1, 0.5, 1, 2, 5), "", 0, 16, 1),
+    ("lens_blur", "image", "blur", (1, 2, 4, 6, 8), "i", 0, 16, 1),
+    ("motion_blur", "image", "blur", (1, 2, 4, 6, 10), "ir", 1, 32, 1),
+    ("color_diffusion", "image", "color", (1, 3, 6, 8, 12), "i", 0, 16, 1),
+    ("color_shift", "image", "color", (1, 3, 6, 8, 12), "ir", 0, 64, 1),
+    ("color_saturation_hsv", "pixel", "color", (0.4, 0.2, 0.1, 0, -0.4), "", -4, 4, 1),
+    ("color_saturation_lab", "pixel", "color", (1, 2, 3, 6, 9), "i", 0, 16, 1),
+    ("jpeg2000", "image", "compression", (16, 32, 45, 120, 170), "i", 1, 1000, 1),
+    ("jpeg", "image", "compression", (43, 36, 24, 7, 4), "id", 1, 100, 1),
+    ("white_noise", "pixel", "noise", (0.001, 0.002, 0.003, 0.005, 0.01), "r", 0, 1, 1),
+    ("color_noise", "pixel", "noise", (0.0001, 0.0005, 0.001, 0.002, 0.003), "r", 0, 1, 1),
+    ("impulse_noise", "pixel", "noise", (0.001, 0.005, 0.01, 0.02, 0.03), "r", 0, 1, 1),
+    ("multiplicative_noise", "pixel", "noise", (0.001, 0.005, 0.01, 0.02, 0.05), "r", 0, 1, 1),
+    ("brighten", "pixel", "brightness", (0.1, 0.2, 0.4, 0.7, 1.1), "", 0, 2, 1),
+    ("darken", "pixel", "brightness", (0.05, 0.1, 0.2, 0.4, 0.8), "", 0, 2, 1),
+    ("mean_shift_down", "pixel", "brightness", (0, -0.08, -0.115, -0.15, -0.185), "", -1, 1, 1),
+    ("mean_shift_up", "pixel", "brightness", (0, 0.08, 0.115, 0.15, 0.185), "", -1, 1, 1),
+    ("jitter", "image", "spatial", (0.05, 0.1, 0.2, 0.5, 1), "r", 0, 64, 1),
+    ("non_eccentricity_patch", "image", "spatial", (20, 40, 60, 80, 100), "idr", 0, 1000, 48),
+    ("pixelate", "image", "spatial", (0.01, 0.05, 0.1, 0.2, 0.5), "", 0, 0.9, 1),
+    ("quantization", "image", "spatial", (20, 16, 13, 10, 7), "id", 2, 256, 1),
+    ("color_block", "image", "spatial", (2, 4, 6, 8, 10), "idr", 0, 1000, 32),
+    ("high_sharpen", "image", "contrast", (1, 2, 3, 6, 12), "i", 0, 64, 1),
+    ("linear_contrast_down", "pixel", "contrast", (0, -0.15, -0.3, -0.4, -0.6), "", -1, 1, 1),
+    ("linear_contrast_up", "pixel", "contrast", (0, 0.15, 0.3, 0.4, 0.6), "", -1, 1, 1),
+    ("nonlinear_contrast", "pixel", "contrast", (0.4, 0.3, 0.2, 0.1, 0.05), "", 0, 1, 1),
+)
+
+
 def _table() -> dict[str, Distortion]:
-    # name, group, levels, flags (i: published as an integer, d: integer by nature, r: random), low, high, minimum size
-    rows = [
-        ("gaussian_blur", "blur", (0.1, 0.5, 1, 2, 5), "", 0, 16, 1),
-        ("lens_blur", "blur", (1, 2, 4, 6, 8), "i", 0, 16, 1),
-        ("motion_blur", "blur", (1, 2, 4, 6, 10), "ir", 1, 32, 1),
-        ("color_diffusion", "color", (1, 3, 6, 8, 12), "i", 0, 16, 1),
-        ("color_shift", "color", (1, 3, 6, 8, 12), "ir", 0, 64, 1),
-        ("color_saturation_hsv", "color", (0.4, 0.2, 0.1, 0, -0.4), "", -4, 4, 1),
-        ("color_saturation_lab", "color", (1, 2, 3, 6, 9), "i", 0, 16, 1),
-        ("jpeg2000", "compression", (16, 32, 45, 120, 170), "i", 1, 1000, 1),
-        ("jpeg", "compression", (43, 36, 24, 7, 4), "id", 1, 100, 1),
-        ("white_noise", "noise", (0.001, 0.002, 0.003, 0.005, 0.01), "r", 0, 1, 1),
-        ("color_noise", "noise", (0.0001, 0.0005, 0.001, 0.002, 0.003), "r", 0, 1, 1),
-        ("impulse_noise", "noise", (0.001, 0.005, 0.01, 0.02, 0.03), "r", 0, 1, 1),
-        ("multiplicative_noise", "noise", (0.001, 0.005, 0.01, 0.02, 0.05), "r", 0, 1, 1),
-        ("brighten", "brightness", (0.1, 0.2, 0.4, 0.7, 1.1), "", 0, 2, 1),
-        ("darken", "brightness", (0.05, 0.1, 0.2, 0.4, 0.8), "", 0, 2, 1),
-        ("mean_shift_down", "brightness", (0, -0.08, -0.115, -0.15, -0.185), "", -1, 1, 1),
-        ("mean_shift_up", "brightness", (0, 0.08, 0.115, 0.15, 0.185), "", -1, 1, 1),
-        ("jitter", "spatial", (0.05, 0.1, 0.2, 0.5, 1), "r", 0, 64, 1),
-        ("non_eccentricity_patch", "spatial", (20, 40, 60, 80, 100), "idr", 0, 1000, 48),
-        ("pixelate", "spatial", (0.01, 0.05, 0.1, 0.2, 0.5), "", 0, 0.9, 1),
-        ("quantization", "spatial", (20, 16, 13, 10, 7), "id", 2, 256, 1),
-        ("color_block", "spatial", (2, 4, 6, 8, 10), "idr", 0, 1000, 32),
-        ("high_sharpen", "contrast", (1, 2, 3, 6, 12), "i", 0, 64, 1),
-        ("linear_contrast_down", "contrast", (0, -0.15, -0.3, -0.4, -0.6), "", -1, 1, 1),
-        ("linear_contrast_up", "contrast", (0, 0.15, 0.3, 0.4, 0.6), "", -1, 1, 1),
-        ("nonlinear_contrast", "contrast", (0.4, 0.3, 0.2, 0.1, 0.05), "", 0, 1, 1),
-    ]
     return {
         name: Distortion(
             name,
+            kind,
             group,
             tuple(float(v) for v in levels),
             "i" in flags,
@@ -88,7 +95,7 @@ def _table() -> dict[str, Distortion]:
             float(high),
             size,
         )
-        for code, (name, group, levels, flags, low, high, size) in enumerate(rows)
+        for code, (name, kind, group, levels, flags, low, high, size) in enumerate(ROWS)
     }
 
 
@@ -99,11 +106,11 @@ for _row in DISTORTIONS.values():
     GROUPS[_row.group] = (*GROUPS.get(_row.group, ()), _row.name)
 
 
-_LEVELS = torch.tensor([row.levels for row in DISTORTIONS.values()], dtype=torch.float64, device="cpu")  # [26, 5]
+_LEVELS = torch.tensor([row.levels for row in DISTORTIONS.values()], dtype=torch.float64, device="cpu")  # [rows, 5]
 
 
 def value_at(severity: Tensor, opcode: Tensor) -> Tensor:
-    """Raw parameter at a position in the level table: severity [...] in [0, 4], opcode [...] in 0..25 -> value [...].
+    """Raw parameter at a position in the level table: severity [...] in [0, 4], opcode [...] -> value [...].
 
     Linear between neighbouring levels; not rounded. Computed in float64.
     """

@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from . import remote
 from ._version import __version__
 from .cli import guard
-from .crops import ten_crops
-from .encoders import describe
-from .labels import describe_scale
-from .quality import QualityNet
+from .datasets.labels import describe_scale
+from .networks.encoders import describe
+from .scoring.crops import ten_crops
+from .scoring.quality import QualityNet
 
 ENDINGS = (".onnx", ".pt2")
 LIMIT = 1e-4  # largest difference of a score from this package's, on its scale of 0..1, before clipping
@@ -169,6 +170,7 @@ def difference(run: Callable[[Tensor], tuple[Tensor, Tensor]], net: QualityNet) 
 
 def check_out(out: str | os.PathLike) -> Path:
     """The path of a program; ValueError for another ending or no such folder, RuntimeError for a missing package."""
+    remote.check_local("out", out)
     out = Path(out)
     if out.suffix not in ENDINGS:
         raise ValueError(f"out must end in {' or '.join(ENDINGS)}, got {str(out)!r}")
@@ -224,8 +226,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Everything between the command line and the exit status."""
-    from .features import hash_encoder
-    from .quality import load_quality_net
+    from .scoring.features import hash_encoder
+    from .scoring.quality import load_quality_net
 
     check_out(given.out)
     net = load_quality_net(given.checkpoint, given.regressor)

@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+from . import remote
+
 _ESCAPED = {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)}  # how Python holds such bytes in a str
 
 
@@ -44,9 +46,9 @@ def write_json(path: Path, content: object) -> None:
 
 
 def hash_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits; OSError where it cannot be read."""
+    """SHA-256 of the bytes of a file, by path or URL, in hexadecimal digits; OSError where it cannot be read."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with remote.open_file(path) if remote.is_url(path) else open(path, "rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()

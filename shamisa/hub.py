@@ -11,12 +11,12 @@ import os
 import torch
 from torch import nn
 
-from .encoders import recorded
-from .features import hash_encoder
-from .models import Encoder
-from .quality import QualityNet, load_quality_net
-from .ridge import Regressor
-from .weights import load_matching
+from .networks.encoders import recorded
+from .networks.models import Encoder
+from .networks.weights import load_matching
+from .scoring.features import hash_encoder
+from .scoring.quality import QualityNet, load_quality_net
+from .scoring.ridge import Regressor
 
 try:
     from huggingface_hub import PyTorchModelHubMixin

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .quality import QualityNet, load_quality_net
+from .scoring.quality import QualityNet, load_quality_net
 
 try:
     from torchmetrics import Metric

@@ -18,21 +18,27 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 
-from . import iqa_sets, ridge, runs, splits
+from . import remote
 from .cli import guard
-from .encoders import LAST, describe, features_of, name_of
-from .features import CROPS, SCALES, Extractor, Features, extract, extract_difference
+from .data.decode import TRUNCATED
+from .data.formats import count, shorten
+from .datasets import iqa_sets, splits
+from .datasets.labels import QUALITY, LabelError, Labels, find_files, find_references, read_csv
+from .datasets.splits import Split
 from .files import printable
-from .labels import QUALITY, LabelError, Labels, find_files, find_references, read_csv
-from .models import Encoder
-from .parallel import choose_device
-from .protocol import finite, group_table, median, median_groups, probe_split, table, without
-from .splits import Split
+from .networks.encoders import LAST, describe, features_of, name_of
+from .networks.models import Encoder
+from .scoring import ridge
+from .scoring.features import CROPS, SCALES, Extractor, Features, extract, extract_difference
+from .scoring.protocol import finite, group_table, median, median_groups, probe_split, table, without
+from .training import runs
+from .training.parallel import choose_device
 
 UNTRAINED = "untrained:"  # --checkpoint untrained:torchvision/resnet50
 IMAGENET = "imagenet:"  # --checkpoint imagenet:torchvision/resnet50
@@ -50,7 +56,7 @@ def open_encoder(checkpoint: str | os.PathLike, seed: int = 0, features: str | N
     """
     checkpoint = os.fspath(checkpoint)
     if checkpoint == STATISTICS and not Path(checkpoint).exists():
-        from .scene_statistics import SceneStatistics
+        from .scoring.scene_statistics import SceneStatistics
 
         return SceneStatistics().eval()
     for prefix, init in ((UNTRAINED, "none"), (IMAGENET, "imagenet")):
@@ -133,6 +139,12 @@ def make_parser() -> argparse.ArgumentParser:
     work.add_argument("--crop", type=int, default=224, help="side of the crops, in pixels [224]")
     work.add_argument("--batch", type=int, help="photographs per encoder call, ten crops each [1 on a CPU, 8 on a GPU]")
     work.add_argument("--workers", type=int, default=2, help="decoding threads [2]")
+    work.add_argument(
+        "--truncated",
+        choices=TRUNCATED,
+        default="skip",
+        help="a JPEG without its end marker or its last rows: leave it out, or read it as far as it goes [%(default)s]",
+    )
     work.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N [auto]")
     work.add_argument(
         "--cache", metavar="DIR", help="cache features here, keyed by the hashes of encoder and file [none]"
@@ -163,11 +175,15 @@ class Source:
 def open_source(labels: Labels, root: str | Path, *, full_reference: bool = False, layout: str = "") -> Source:
     """Find the images of labels and, for full reference, the references; LabelError for those that are missing, or for a
     reference of another size than its image (crops could not be compared)."""
+
+    def opened(place: Path | str) -> Path | BinaryIO:
+        return remote.open_file(place) if remote.is_url(place) else place
+
     references = find_references(labels, root, layout) if full_reference else None
     paths = find_files(labels, root)
     for path, reference in zip(paths, references or (), strict=bool(references)):
         try:
-            with Image.open(path) as image, Image.open(reference) as clean:
+            with Image.open(opened(path)) as image, Image.open(opened(reference)) as clean:
                 sizes = image.size, clean.size
         except Exception:  # which files are unreadable, and why, is told when they are decoded
             continue
@@ -193,7 +209,8 @@ def read_source(given: argparse.Namespace) -> Source:
     labels = read_csv(
         given.labels, given.score_column, lower_better=given.lower_better, scale=scale, file_column=given.file_column
     )
-    return open_source(labels, given.root or Path(given.labels).parent, full_reference=given.full_reference)
+    beside = remote.parent(given.labels) if remote.is_url(given.labels) else Path(given.labels).parent
+    return open_source(labels, given.root or beside, full_reference=given.full_reference)
 
 
 def open_set(name: str, root: str, full_reference: bool) -> Source:
@@ -241,7 +258,7 @@ def open_extractors(given: argparse.Namespace, encoder: torch.nn.Module | None =
         encoders.append((name, open_encoder(name, given.seed, features)))
     encoders += [(name, open_encoder(name, given.seed, given.features)) for name in given.compare]
     device = choose_device(given.device)
-    options = {n: getattr(given, n) for n in ("crop", "batch", "workers", "cache")}
+    options = {n: getattr(given, n) for n in ("crop", "batch", "workers", "cache", "truncated")}
     found = [(name, Extractor(e, device=device, **options)) for name, e in encoders]
     blank = torch.zeros(1, SCALES, CROPS, 3, given.crop, given.crop, dtype=torch.uint8)
     for name, extractor in found:
@@ -277,7 +294,7 @@ class First:
 
 def write_results(out: Path, results: dict, first: First, about: dict, title: str) -> None:
     """The files of the first split: predictions, scatter plot and regressor, and results.json last."""
-    from .plots import scatter
+    from .reports.plots import scatter
 
     labels, test = first.source.labels, first.split.test
     text = io.StringIO()
@@ -314,7 +331,7 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
     if not 0 <= given.seed < 1 << 63:
         raise ValueError(f"--seed must lie in 0..2^63-1, got {given.seed}")
     if given.cross is not None:
-        from .cross import run_cross
+        from .reports.cross import run_cross
 
         return run_cross(given, encoder)
     source = read_source(given)
@@ -366,12 +383,13 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
         "quality": QUALITY,
         "test": finite({k: v for k, v in first.numbers.items() if k not in ("groups", "val_srccs")}),
     }
+    faults = find_faults(features, labels, extractor)
     results = finite(
         {
             "command": given.command,
             "labels": labels.name,
             "images": len(labels),
-            "unreadable": [{"file": labels.files[i], "reason": e.reason} for i, e in features.failed.items()],
+            **faults,
             "scale": labels.scale,
             "full_reference": given.full_reference,
             "protocol": describe_protocol(given),
@@ -387,9 +405,8 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
     several = f"{len(chosen)} splits, the first: " if len(chosen) > 1 else ""
     kind = ", full reference" if given.full_reference else ""
     say(f"{labels.name}: {len(read)} images{kind}, {several}{chosen[0].origin}, split hash {hashes[0][:16]}")
-    if features.failed:
-        worst = next(iter(features.failed.values()))
-        say(f"{len(features.failed)} of {len(labels)} images cannot be read and are left out, the first is {worst}")
+    for line in describe_faults(faults, len(labels)):
+        say(line)
     for name, extractor in extractors:
         if (weights := source_of(extractor.encoder)) not in (None, "random", name):
             say(f"{name}: weights: {weights}, features {features_of(extractor.encoder)}")
@@ -398,10 +415,38 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
         say(groups)
     say(f"wrote {out}/results.json, predictions.csv, scatter.png, regressor.safetensors")
     if given.report:
-        from .report import write_report
+        from .reports.report import write_report
 
         say(f"wrote {write_report(given.report, results, first)}")
     return results
+
+
+def find_faults(features: Features, labels: Labels, extractor: Extractor) -> dict:
+    """What results.json says of images that could not be read, truncated JPEGs apart, and of those read all the same."""
+    failed = [({"file": labels.files[i], "reason": str(e)}, e.truncated) for i, e in features.failed.items()]
+    return {
+        "unreadable": [entry for entry, truncated in failed if not truncated],
+        "truncated": [entry for entry, truncated in failed if truncated],
+        "truncated_read": sorted(printable(path) for path in extractor.cut_off),
+    }
+
+
+def describe_faults(faults: dict, images: int) -> list[str]:
+    """The same in lines."""
+    unreadable, truncated, read = faults["unreadable"], faults["truncated"], faults["truncated_read"]
+    lines = []
+    if unreadable:
+        lines.append(
+            f"{len(unreadable)} of {images} images cannot be read and are left out, the first is {unreadable[0]['reason']}"
+        )
+    if truncated:
+        names = shorten([entry["file"] for entry in truncated])
+        lines.append(
+            f"{count(len(truncated), 'truncated JPEG')} of {images} images left out (--truncated read reads them): {names}"
+        )
+    if read:
+        lines.append(f"{count(len(read), 'truncated JPEG')} read as far as they go: {shorten(read)}")
+    return lines
 
 
 def source_of(encoder: torch.nn.Module) -> str | None:
@@ -420,13 +465,14 @@ def open_folder(given: argparse.Namespace, name: str) -> Path:
     An interrupted probe must not look like a finished one."""
     out = Path(given.out or Path("runs") / name)
     for folder in filter(None, (out, given.report)):
+        remote.check_local("out", folder)
         Path(folder).mkdir(parents=True, exist_ok=True)
     (out / "results.json").unlink(missing_ok=True)
     return out
 
 
 def _versions() -> dict:
-    from .config import versions
+    from .training.config import versions
 
     return versions()
 

@@ -10,7 +10,7 @@ import os
 
 from torch import Tensor, nn
 
-from .quality import load_quality_net
+from .scoring.quality import load_quality_net
 
 
 class SHAMISA(nn.Module):

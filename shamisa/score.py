@@ -1,6 +1,8 @@
 """Score photographs: one number in 0..1 for each, higher is better.
 
-PATHS are photographs, folders (searched recursively), patterns with * or **, and .txt lists of one path per line. The table
+PATHS are photographs, folders (searched recursively), patterns with * or **, and .txt lists of one path per line; each may
+be a URL (s3://, gs://, hf://, https://, zip://FOLDER::FILE.zip, ...), and so may the checkpoint, the regressor and the
+table, which is then copied there every minute. The table
 has one row per photograph: file, score, raw (the score on the scale of the regressor's training labels), error. Photographs
 that cannot be read have an error and no scores. Exit status: 0 all scored, 1 some could not be read, 2 bad input (nothing
 done).
@@ -16,6 +18,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,24 +26,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import remote
 from .cli import guard
-from .data.decode import TRUNCATED
+from .data.decode import TRUNCATED, is_truncated
 from .data.formats import count as count_of
-from .data.formats import describe_ignored
+from .data.formats import describe_ignored, shorten
 from .data.photos import PhotoError, PhotoFolder, PhotoList
-from .encoders import check_fit, name_of, recorded
-from .features import Extractor
+from .datasets.labels import describe_scale
 from .files import printable
-from .labels import describe_scale
-from .models import Encoder
-from .parallel import choose_device
+from .networks.encoders import check_fit, name_of, recorded
+from .networks.models import Encoder
 from .probe import open_encoder
-from .quality import to_levels
-from .ridge import Regressor
-from .runs import read_json, write_json, write_text
+from .scoring.features import Extractor
+from .scoring.quality import to_levels
+from .scoring.ridge import Regressor
+from .training.parallel import choose_device
+from .training.runs import read_json, write_json, write_text
 
 COLUMNS = ("file", "score", "raw", "error")
 FORMATS = (".csv", ".jsonl")
+META = ".meta.json"  # after the name of a table
 
 
 class Scorer:
@@ -140,20 +145,29 @@ def gather(paths: Sequence[str], others: Counter[str] | None = None) -> tuple[li
 
     others: here files in folders that are no photographs are counted, by ending.
 
-    Raises ValueError for a path or pattern that leads to nothing.
+    Each may be a URL, see ``remote``. Raises ValueError for a path or pattern that leads to nothing.
     """
     found: dict[str, None] = {}
     closed: list[PhotoError] = []
     for given in paths:
-        matching = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
+        distant = remote.is_url(given)
+        exists, is_folder = (remote.exists, remote.is_folder) if distant else (os.path.exists, os.path.isdir)
+        try:
+            there = exists(given)
+            matching = [given] if there else remote.glob(given) if distant else sorted(glob.glob(given, recursive=True))
+        except remote.RemoteError as error:
+            raise ValueError(
+                f"paths must be photographs, folders, patterns or .txt lists, got {given!r}: {error.reason}"
+            ) from None
         if not matching:
             what = "a pattern that matches nothing" if glob.has_magic(given) else "no such file or folder"
             raise ValueError(f"paths must be photographs, folders, patterns or .txt lists, got {given!r}: {what}")
         for path in matching:
-            if os.path.isdir(path) or path.lower().endswith(".txt"):
-                if path != given and os.path.isdir(path):
+            folder = is_folder(path) if there or not distant else False  # a pattern by URL matches only files
+            if folder or path.partition("::")[0].lower().endswith(".txt"):
+                if path != given and folder:
                     continue  # ** matches the folders as well as what is in them
-                source = (PhotoFolder if os.path.isdir(path) else PhotoList)(path)
+                source = (PhotoFolder if folder else PhotoList)(path)
                 found.update((source.path(i), None) for i in range(len(source)))
                 if others is not None:
                     others.update(source.others)
@@ -188,28 +202,62 @@ class Table:
 
     ``out.meta.json`` beside it says which encoder and regressor made it and what the numbers mean; ``resume`` refuses
     another.
+
+    Where ``out`` is a URL, whose objects cannot be added to, the table is a local file that is copied there every
+    ``UPLOAD`` seconds and at the end: a killed process loses the rows since the last copy, and ``resume`` scores those
+    photographs again.
     """
 
-    def __init__(self, out: Path, meta: dict, resume: bool) -> None:
-        self.kind, self.done, self.failed = out.suffix, set(), 0
-        beside = out.with_name(out.name + ".meta.json")
+    UPLOAD = 60.0  # seconds between copies; twenty times as long as a copy takes, where that is more
+
+    def __init__(self, out: Path | str, meta: dict, resume: bool) -> None:
+        self.url, self.wait, self.copied = (
+            (out, self.UPLOAD, time.monotonic()) if remote.is_url(out) else ("", 0.0, 0.0)
+        )
+        if self.url:
+            out = remote.temporary_folder() / remote.base_name(self.url)
+            for suffix in ("", META) if resume else ():
+                if remote.is_file(self.url + suffix):
+                    remote.fetch(self.url + suffix, out.parent)
+        self.kind, self.done = out.suffix, set()
+        self.failed: list[str] = []  # reasons in earlier rows
+        beside = out.with_name(out.name + META)
         if resume and out.exists():
             if (found := read_json(beside)) != meta:
                 changed = ", ".join(k for k in meta if found.get(k) != meta[k])
                 raise ValueError(f"{out} was started with another {changed}: it cannot be resumed")
             rows = read_rows(out)
-            self.done, self.failed = {r[0] for r in rows}, sum(r[3] is not None for r in rows)
+            self.done, self.failed = {r[0] for r in rows}, [r[3] for r in rows if r[3] is not None]
         else:
             rows = []
             write_json(beside, meta)
         head = ",".join(COLUMNS) + "\n" if self.kind == ".csv" else ""
         write_text(out, head + "".join(_row_text(self.kind, r) for r in rows))  # without a torn end
-        self.file = out.open("a", encoding="utf-8")
+        self.path, self.file = out, out.open("a", encoding="utf-8")
+        if self.url:
+            remote.write(self.url + META, beside.read_bytes())
+            self._copy()
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+        if self.url:
+            self._copy()
+
+    def _copy(self) -> None:
+        start = time.monotonic()
+        remote.write(self.url, self.path.read_bytes())
+        self.copied = time.monotonic()
+        self.wait = max(self.UPLOAD, 20 * (self.copied - start))
 
     def add(self, *row: str | float | None) -> None:
         """One row: file, score, raw, error."""
         self.file.write(_row_text(self.kind, row))
         self.file.flush()
+        if self.url and time.monotonic() > self.copied + self.wait:
+            self._copy()
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -253,6 +301,24 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def open_place(out: str, formats: Sequence[str], resume: bool) -> Path | str:
+    """The place of a table, a local path or a URL; ValueError where it cannot be written there, or stands there."""
+    distant = remote.is_url(out)
+    place = out if distant else Path(out)
+    if os.path.splitext(remote.base_name(out) if distant else out)[1] not in formats:
+        raise ValueError(f"--out must end in {' or '.join(formats)}, got {out!r}")
+    try:
+        if (remote.exists(out) if distant else place.exists()) and not resume:
+            raise ValueError(f"--out {out} exists: continue with --resume, or choose another")
+        if distant:
+            remote.check_writable(out)
+    except remote.RemoteError as error:
+        raise ValueError(f"--out must be a URL that can be written to, got {out}: {error.reason}") from None
+    if not distant and not place.parent.is_dir():
+        raise ValueError(f"--out must lie in an existing folder, got {place.parent}")
+    return place
+
+
 def run(given: argparse.Namespace) -> int:
     """Number of photographs that could not be scored, earlier rows of a resumed table included.
 
@@ -260,13 +326,7 @@ def run(given: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    out = Path(given.out)
-    if out.suffix not in FORMATS:
-        raise ValueError(f"--out must end in {' or '.join(FORMATS)}, got {given.out!r}")
-    if out.exists() and not given.resume:
-        raise ValueError(f"--out {out} exists: continue with --resume, or choose another")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out must lie in an existing folder, got {out.parent}")
+    out = open_place(given.out, FORMATS, given.resume)
     others: Counter[str] = Counter()
     paths, closed = gather(given.paths, others)
     if others:
@@ -284,7 +344,7 @@ def run(given: argparse.Namespace) -> int:
     todo = [p for p in paths if printable(p) not in table.done]
     failed = list(closed)
     bar = tqdm(total=len(paths), initial=len(paths) - len(todo), unit="image", disable=given.quiet)
-    with table.file, bar:
+    with table, bar:
         for result in scorer.stream(todo):
             if isinstance(result, PhotoError):
                 failed.append(result)
@@ -296,13 +356,13 @@ def run(given: argparse.Namespace) -> int:
     for error in failed:
         print(f"cannot be scored: {printable(error.path)}: {error.reason}", file=sys.stderr)
     scored = len(todo) - (len(failed) - len(closed))
-    count = len(failed) + table.failed
+    count = len(failed) + len(table.failed)
     earlier = f", {len(table.done)} rows from before" if table.done else ""
-    left_out = sum(error.truncated for error in failed)
+    left_out = sum(map(is_truncated, [error.reason for error in failed] + table.failed))
     cut_off = [f"{count_of(left_out, 'truncated JPEG')} among them (--truncated read)"] if left_out else []
     if scorer.extractor.cut_off:
-        names = ", ".join(printable(path) for path in scorer.extractor.cut_off)
-        cut_off.append(f"{count_of(len(scorer.extractor.cut_off), 'truncated JPEG')} scored as far as it goes: {names}")
+        names = shorten([printable(path) for path in scorer.extractor.cut_off])
+        cut_off.append(f"{count_of(len(scorer.extractor.cut_off), 'truncated JPEG')} scored as far as they go: {names}")
     print(
         "; ".join([f"{out}: {scored} of {len(paths)} photographs scored{earlier}; {count} could not be read", *cut_off])
     )

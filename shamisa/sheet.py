@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .cli import guard
+from .data.decode import TRUNCATED
 from .data.photos import PhotoError, read_photo
 from .distortions import DISTORTIONS
 from .engine import DistortionEngine, Plan, distort
@@ -99,6 +100,12 @@ def main(argv: list[str] | None = None) -> int:
         default="auto",
         help="compiled kernels (native), PyTorch (reference), or compiled where available [auto]",
     )
+    parser.add_argument(
+        "--truncated",
+        choices=TRUNCATED,
+        default="skip",
+        help="a JPEG without its end marker or its last rows: refuse it (skip), or read it as far as it goes [%(default)s]",
+    )
     given = parser.parse_args(argv)
     return guard("distort", lambda: run(given), "nothing was written")
 
@@ -114,9 +121,9 @@ def run(given: argparse.Namespace) -> int:
         raise ValueError(f"--out must be a picture such as sheet.png in an existing folder, got {given.out}")
     plan = None
     try:
-        photo = crop_centre(read_photo(given.photo), given.size)
+        photo = crop_centre(read_photo(given.photo, truncated=given.truncated), given.size)
     except PhotoError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(f"{error}{'; --truncated read reads it' if error.truncated else ''}") from None
     if given.plan is not None:
         picture = plan_sheet(photo, Plan.from_json(given.plan.read_text()), given.backend)
     elif given.compose is not None:

@@ -20,19 +20,22 @@ from pathlib import Path
 
 import torch
 
-from . import config as configuration
-from . import demo, dryrun, embeddings, loggers, plots, runs
-from .allocator import keep_freed_memory
-from .check import Check
 from .cli import INTERRUPTED, complain
-from .config import Config
-from .data.decode import CUT_OFF
+from .data.decode import is_truncated
+from .data.formats import shorten
 from .distortions import DISTORTIONS
-from .encoders import features_of, name_of
-from .models import Learner
+from .measuring.allocator import keep_freed_memory
+from .networks.encoders import features_of, name_of
+from .networks.models import Learner
 from .ops import has_kernel
-from .parallel import Processes, launched
-from .trainer import Trainer, TrainingError, header, last_checkpoint
+from .reports import plots
+from .scoring import demo
+from .training import config as configuration
+from .training import dryrun, embeddings, loggers, runs
+from .training.check import Check
+from .training.config import Config
+from .training.parallel import Processes, launched
+from .training.trainer import Trainer, TrainingError, header, last_checkpoint
 
 
 # ---- before the first step -------------------------------------------------------------------------------------------
@@ -206,12 +209,8 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
     plots.embedding_figures(records, figures, run.path / "embeddings.png")
     if not trainer.quiet and records:
         print(time_table(records))
-    if skipped := run.count_skipped():
-        cut_off = run.count_skipped(CUT_OFF)
-        apart = f" ({cut_off} of them truncated JPEGs, see --truncated)" if cut_off else ""
-        print(
-            f"photographs that could not be used: {skipped}{apart}, see {run.path / 'skipped.jsonl'}", file=sys.stderr
-        )
+    for line in describe_photos(run):
+        print(line, file=sys.stderr)
     if config.demo:
         untrained = Learner(config).encoder if trainer.untrained is None else trainer.untrained
         untrained = untrained.to(trainer.device)
@@ -219,6 +218,19 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
         crop = min(max(config.crop, least), 224)  # all distortions can work on it; fits into every held-out photograph
         options = {"crop": crop, "backend": config.backend, "compositions": 60}  # 720 images: fewer make a noisy figure
         demo.compare(untrained, trainer.model.encoder, run.path / "demo.json", **options)
+
+
+def describe_photos(run: runs.Run) -> list[str]:
+    """In lines: the photographs that could not be used, truncated JPEGs apart, and those that were read all the same."""
+    skipped, lines = run.noted("skipped.jsonl"), []
+    cut_off = [name for name, reason in skipped.items() if is_truncated(reason)]
+    if others := len(skipped) - len(cut_off):
+        lines.append(f"photographs that could not be used: {others}, see {run.path / 'skipped.jsonl'}")
+    if cut_off:
+        lines.append(f"truncated JPEGs left out (--truncated read reads them): {len(cut_off)}: {shorten(cut_off)}")
+    if read := list(run.noted("truncated.jsonl")):
+        lines.append(f"truncated JPEGs read as far as they go: {len(read)}: {shorten(read)}")
+    return lines
 
 
 def time_table(records: list[dict]) -> str:

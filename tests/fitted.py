@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from shamisa.features import Extractor
 from shamisa.probe import open_encoder
-from shamisa.ridge import Regressor
+from shamisa.scoring.features import Extractor
+from shamisa.scoring.ridge import Regressor
 
 SMALL = "untrained:shamisa/small"
 CHECKPOINT = "/home/somebody/run"  # which the probe was told, and nobody else shall know

@@ -12,7 +12,7 @@ import pytest
 MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 PROGRAM = """
 import ctypes, resource, sys
-from shamisa.allocator import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
+from shamisa.measuring.allocator import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 import torch
 for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):  # what glibc starts with, without its guesses
     ctypes.CDLL(None).mallopt(threshold, 128 << 10)

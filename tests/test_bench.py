@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from shamisa import DISTORTIONS, bench, ops, profiling, workloads
+from shamisa import DISTORTIONS, bench, ops
+from shamisa.measuring import profiling, workloads
 
 CPU = torch.device("cpu")
 needs_kernels = pytest.mark.skipif(not ops.has_kernel("distort", "cpu"), reason="no compiled kernels")

@@ -11,12 +11,15 @@ from PIL import Image, ImageFilter
 from test_train import tiny
 from torch import nn
 
-from shamisa import check, demo, plots, runs, train
-from shamisa import config as configuration
-from shamisa.check import Check, History
-from shamisa.config import Config
-from shamisa.models import Encoder
-from shamisa.trainer import TrainingError
+from shamisa import train
+from shamisa.networks.models import Encoder
+from shamisa.reports import plots
+from shamisa.scoring import demo
+from shamisa.training import check, runs
+from shamisa.training import config as configuration
+from shamisa.training.check import Check, History
+from shamisa.training.config import Config
+from shamisa.training.trainer import TrainingError
 
 
 def history(*checks: tuple[float, float]) -> History:

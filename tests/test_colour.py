@@ -149,7 +149,7 @@ def test_hdr_is_named_once_and_read_as_it_stands(tmp_path, caplog):
         for name in files:
             read_photo(tmp_path / name)
     assert len(caplog.records) == 1
-    from shamisa.features import Extractor
+    from shamisa.scoring.features import Extractor
 
     decode._told.clear()
     with caplog.at_level(logging.WARNING, "shamisa"):  # the way of `shamisa score`

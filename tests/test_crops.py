@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from shamisa.crops import five_crops, half_size, ten_crops, views
 from shamisa.data.crops import cut
+from shamisa.scoring.crops import five_crops, half_size, ten_crops, views
 
 SIDES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 34, 47, 63, 64, 65, 100, 127, 255, 301, 640, 333]
 

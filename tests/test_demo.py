@@ -8,7 +8,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch import nn
 
-from shamisa import demo, metrics, ridge
+from shamisa.scoring import demo, metrics, ridge
 
 FAST = {"crop": 48, "images": 6, "compositions": 6, "folds": 3}
 

@@ -19,6 +19,28 @@ from shamisa.distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_a
 from shamisa.engine import distort
 from shamisa.reference import distort as reference
 
+ROWS = len(NAMES)
+PUBLISHED = (  # in the order of the op codes, which saved plans hold
+    *("gaussian_blur", "lens_blur", "motion_blur", "color_diffusion", "color_shift", "color_saturation_hsv"),
+    *(
+        "color_saturation_lab",
+        "jpeg2000",
+        "jpeg",
+        "white_noise",
+        "color_noise",
+        "impulse_noise",
+        "multiplicative_noise",
+    ),
+    *("brighten", "darken", "mean_shift_down", "mean_shift_up", "jitter", "non_eccentricity_patch", "pixelate"),
+    *(
+        "quantization",
+        "color_block",
+        "high_sharpen",
+        "linear_contrast_down",
+        "linear_contrast_up",
+        "nonlinear_contrast",
+    ),
+)
 RANDOM = tuple(n for n, row in DISTORTIONS.items() if row.random)
 ODD_SIZES = ((1, 1), (1, 50), (37, 41))
 BACKENDS = ("reference", "native") if ops.has_kernel("distort", "cpu") else ("reference",)
@@ -188,12 +210,23 @@ def test_compiled_equals_reference_at_224(device, name):
     assert_agrees(name, run(name, x.to(device), value, backend="native").cpu(), run(name, x, value))
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kind(small, backend, name):
+    """Without its last rows an image keeps the other pixels, and their random numbers, exactly where the kind is pixel."""
+    row = DISTORTIONS[name]
+    x = 0.1 + 0.8 * small[:1].repeat(1, 1, 2, 1)
+    x[:, :, -1, ::2], x[:, :, -1, 1::2] = 0, 1  # the range of the image lies in them
+    whole, part = (run(name, y, row.levels[3], backend=backend) for y in (x, x[:, :, :-7]))
+    assert torch.equal(whole[:, :, :-7], part) == (row.kind == "pixel")
+
+
 def test_table():
-    assert len(DISTORTIONS) == 26
+    assert NAMES[: len(PUBLISHED)] == PUBLISHED
     assert list(GROUPS) == ["blur", "color", "compression", "noise", "brightness", "spatial", "contrast"]
     assert set(reference.FUNCTIONS) == set(NAMES)
     for code, row in enumerate(DISTORTIONS.values()):
-        assert row.opcode == code
+        assert row.opcode == code and row.kind in ("pixel", "image")
         assert row.low <= min(row.levels)
         assert max(row.levels) <= row.high
         assert not row.integer or all(v == int(v) for v in row.levels)
@@ -288,7 +321,7 @@ BAD = [
     ({"index": torch.full((4,), 2)}, ValueError, r"index must lie in 0..1, got 2..2"),
     ({"index": torch.full((4,), -1)}, ValueError, r"index must lie in 0..1, got -1..-1"),
     ({"opcode": torch.zeros(3, 2, dtype=torch.int64)}, ValueError, r"opcode must be \[N, D\] = \[4, D\], got \[3, 2\]"),
-    ({"opcode": torch.full((4, 2), 26)}, ValueError, r"opcode must lie in -1..25, got 26..26"),
+    ({"opcode": torch.full((4, 2), ROWS)}, ValueError, f"opcode must lie in -1..{ROWS - 1}, got {ROWS}..{ROWS}"),
     ({"value": torch.zeros(4, 3)}, ValueError, r"value must be \[N, D\] = \[4, 2\], got \[4, 3\]"),
     ({"value": torch.zeros(4, 2).double()}, TypeError, "value must be torch.float32, got torch.float64"),
     ({"key": torch.zeros(4, dtype=torch.int64)}, ValueError, r"key must be \[N, D\] = \[4, 2\], got \[4\]"),
@@ -321,12 +354,12 @@ def test_bad_chains(change, error, message):
 
 # ---- shamisa.distort -------------------------------------------------------------------------------------------------
 def test_value_at_and_severity_at_are_inverse():
-    code = torch.arange(26).repeat_interleave(41)
-    severity = torch.linspace(0, 4, 41, dtype=torch.float64).repeat(26)
+    code = torch.arange(ROWS).repeat_interleave(41)
+    severity = torch.linspace(0, 4, 41, dtype=torch.float64).repeat(ROWS)
     value = value_at(severity, code)
     assert_close(severity_at(value, code), severity, atol=1e-12, rtol=0)
     levels = torch.tensor([row.levels for row in DISTORTIONS.values()], dtype=torch.float64)
-    assert_close(value.view(26, 41)[:, ::10], levels, atol=0, rtol=0)
+    assert_close(value.view(ROWS, 41)[:, ::10], levels, atol=0, rtol=0)
     assert_close(value_at(torch.tensor(1.5), torch.tensor(0)).item(), 0.75)
 
 

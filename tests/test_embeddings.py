@@ -7,8 +7,10 @@ import torch
 from PIL import Image
 from test_train import TINY
 
-from shamisa import embeddings, plots, train
-from shamisa.config import Config
+from shamisa import train
+from shamisa.reports import plots
+from shamisa.training import embeddings
+from shamisa.training.config import Config
 
 
 def test_spread():

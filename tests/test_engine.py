@@ -60,7 +60,7 @@ def test_structure_of_plans():
             assert all(rest[:, d].unique().numel() == L for d in range(m - v))
     counts = torch.bincount(plan.length.flatten(), minlength=8)[1:].double() / (B * C)
     assert_close(counts, torch.full((7,), 1 / 7, dtype=torch.float64), atol=0.05, rtol=0)
-    used = torch.bincount(plan.opcode[plan.opcode >= 0], minlength=26)
+    used = torch.bincount(plan.opcode[plan.opcode >= 0], minlength=len(DISTORTIONS))
     assert (used > 0).all()
     assert_close((plan.varying_severity == 4).double().mean().item(), 0.1096, atol=0.03, rtol=0)  # P(|N(0,2.5)| > 4)
 
@@ -77,11 +77,17 @@ def test_integer_parameters_and_their_severity():
 
 
 def test_value_and_severity_are_inverse():
-    s = torch.linspace(0, 4, 41, dtype=torch.float64).expand(26, 41)
-    code = torch.arange(26).unsqueeze(1).expand(26, 41)
+    s = torch.linspace(0, 4, 41, dtype=torch.float64).expand(len(DISTORTIONS), 41)
+    code = torch.arange(len(DISTORTIONS)).unsqueeze(1).expand(len(DISTORTIONS), 41)
     assert_close(severity_at(value_at(s, code), code), s, atol=1e-12, rtol=0)
     levels = torch.tensor([r.levels for r in DISTORTIONS.values()], dtype=torch.float64)
-    assert torch.equal(value_at(torch.arange(5.0).expand(26, 5), torch.arange(26).unsqueeze(1).expand(26, 5)), levels)
+    assert torch.equal(
+        value_at(
+            torch.arange(5.0).expand(len(DISTORTIONS), 5),
+            torch.arange(len(DISTORTIONS)).unsqueeze(1).expand(len(DISTORTIONS), 5),
+        ),
+        levels,
+    )
 
 
 def test_options_of_sampling():
@@ -112,7 +118,7 @@ def test_plan_survives_json():
     [
         (lambda c: c.pop("key"), "must be a JSON object with"),
         (lambda c: c.update(format=2), "format must be 1"),
-        (lambda c: c["opcode"][0][0].__setitem__(0, 26), "opcode must lie in"),
+        (lambda c: c["opcode"][0][0].__setitem__(0, len(DISTORTIONS)), "opcode must lie in"),
         (lambda c: c["varying"][0].__setitem__(0, 7), "varying must lie in"),
         (lambda c: c["length"][0].__setitem__(0, 0), "length must lie in"),
         (lambda c: c["value"][0][0][0].__setitem__(0, float("nan")), "value must be finite"),

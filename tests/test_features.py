@@ -9,9 +9,9 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from shamisa import crops, features
 from shamisa.data.photos import PhotoError
 from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD
+from shamisa.scoring import crops, features
 
 
 class Means(nn.Module):

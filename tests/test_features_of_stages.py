@@ -8,18 +8,20 @@ import pytest
 import torch
 from torch import nn
 
-from shamisa import features, hub, metric, runs
-from shamisa.config import Config
+from shamisa import hub, metric
 from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD, normalize
 from shamisa.export import export, load_program
-from shamisa.features import Extractor, hash_encoder
-from shamisa.models import Encoder, Learner
+from shamisa.networks.models import Encoder, Learner
+from shamisa.networks.stages import EPS
 from shamisa.probe import open_encoder
-from shamisa.quality import QualityNet, load_quality_net
-from shamisa.ridge import Regressor
 from shamisa.score import Scorer, load_scorer
-from shamisa.stages import EPS
-from shamisa.trainer import Trainer
+from shamisa.scoring import features
+from shamisa.scoring.features import Extractor, hash_encoder
+from shamisa.scoring.quality import QualityNet, load_quality_net
+from shamisa.scoring.ridge import Regressor
+from shamisa.training import runs
+from shamisa.training.config import Config
+from shamisa.training.trainer import Trainer
 
 SMALL = "shamisa/small"
 LITE = "timm/tf_efficientnet_lite0"

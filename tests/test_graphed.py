@@ -10,12 +10,13 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from shamisa import graphed, train
-from shamisa.config import Config
+from shamisa import train
 from shamisa.engine import DistortionEngine, Plan, normalize
-from shamisa.models import Learner
-from shamisa.profiling import Stopwatch
-from shamisa.trainer import TERMS
+from shamisa.measuring.profiling import Stopwatch
+from shamisa.networks.models import Learner
+from shamisa.training import graphed
+from shamisa.training.config import Config
+from shamisa.training.trainer import TERMS
 
 
 def make(**fields) -> train.Trainer:

@@ -12,11 +12,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from shamisa import runs, weights
-from shamisa.encoders import normalization
 from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD, DistortionEngine, normalize
-from shamisa.models import Encoder
-from shamisa.weights import PACKAGES, find_package
+from shamisa.networks import weights
+from shamisa.networks.encoders import normalization
+from shamisa.networks.models import Encoder
+from shamisa.networks.weights import PACKAGES, find_package
+from shamisa.training import runs
 
 timm = pytest.importorskip("timm")
 LITE = "timm/tf_efficientnet_lite0"

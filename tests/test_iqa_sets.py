@@ -5,8 +5,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.io import savemat
 
-from shamisa import iqa_sets
-from shamisa.labels import LabelError, Labels
+from shamisa.datasets import iqa_sets
+from shamisa.datasets.labels import LabelError, Labels
 
 
 def write(folder, name, text):

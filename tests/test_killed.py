@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from test_train import TINY, metrics
 
-from shamisa import runs, train
-from shamisa.config import Config
+from shamisa import train
+from shamisa.training import runs
+from shamisa.training.config import Config
 
 KILLS = int(os.environ.get("SHAMISA_KILLS", "4"))
 EVERY = 3  # steps between checkpoints

@@ -8,8 +8,9 @@ import pytest
 import torch
 from test_train import TINY, flags
 
-from shamisa import loggers, runs, train
-from shamisa.config import Config
+from shamisa import train
+from shamisa.training import loggers, runs
+from shamisa.training.config import Config
 
 
 def test_scalars_are_flat():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from shamisa import metrics
+from shamisa.scoring import metrics
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=40)

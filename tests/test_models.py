@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shamisa.config import Config
-from shamisa.models import Encoder, Learner, Projector
+from shamisa.networks.models import Encoder, Learner, Projector
+from shamisa.training.config import Config
 
 try:
     import torchvision

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from shamisa import functional as SF
-from shamisa import metrics
+from shamisa.scoring import metrics
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from shamisa import features, probe, runs, train
-from shamisa.config import Config
+from shamisa import probe, train
 from shamisa.engine import IMAGENET_MEAN
-from shamisa.models import Encoder, Learner
-from shamisa.ridge import Regressor
+from shamisa.networks.models import Encoder, Learner
 from shamisa.score import Scorer
-from shamisa.trainer import Trainer
+from shamisa.scoring import features
+from shamisa.scoring.ridge import Regressor
+from shamisa.training import runs
+from shamisa.training.config import Config
+from shamisa.training.trainer import Trainer
 
 
 class Net(nn.Module):
@@ -137,7 +139,7 @@ def test_the_demonstration_compares_with_the_module_before_training(photos, tmp_
     found = json.loads((tmp_path / "run" / "demo.json").read_text())
     assert found["trained"]["srcc"] != found["untrained"]["srcc"]
     torch.manual_seed(0)
-    from shamisa import demo
+    from shamisa.scoring import demo
 
     expected = demo.evaluate(Net(), crop=48, compositions=60)
     assert found["untrained"]["srcc"] == pytest.approx(expected["srcc"], abs=1e-6)

@@ -19,12 +19,13 @@ from test_train import TINY, flags, metrics
 from torch import nn
 from torch.testing import assert_close
 
-from shamisa import config as configuration
-from shamisa import runs, train
-from shamisa.config import Config
-from shamisa.models import Learner
-from shamisa.parallel import Processes, SharedBatchNorm, choose_device
+from shamisa import train
+from shamisa.networks.models import Learner
 from shamisa.relations import RelationOptions
+from shamisa.training import config as configuration
+from shamisa.training import runs
+from shamisa.training.config import Config
+from shamisa.training.parallel import Processes, SharedBatchNorm, choose_device
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch was built without torch.distributed"
@@ -325,7 +326,7 @@ def test_sigterm_to_torchrun_saves(photos, tmp_path):
 
 THREADS_AFTER_CLOSE = """
 import os
-from shamisa.parallel import Processes
+from shamisa.training.parallel import Processes
 
 def threads():
     return [open(f"/proc/self/task/{t}/comm").read().strip() for t in os.listdir("/proc/self/task")]

@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 from test_train import TINY
 
-from shamisa import config as configuration
-from shamisa import presets, train
-from shamisa.config import PAPER, PRESETS
-from shamisa.profiling import Stopwatch
+from shamisa import train
+from shamisa.measuring.profiling import Stopwatch
+from shamisa.training import config as configuration
+from shamisa.training import presets
+from shamisa.training.config import PAPER, PRESETS
 
 
 def test_letters_and_names_mean_the_same():

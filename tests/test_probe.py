@@ -11,10 +11,12 @@ from numpy.testing import assert_allclose
 from PIL import Image
 from safetensors.torch import save_file
 
-from shamisa import iqa_sets, metrics, probe, ridge
-from shamisa.labels import Labels
-from shamisa.models import Encoder
-from shamisa.splits import Split
+from shamisa import probe
+from shamisa.datasets import iqa_sets
+from shamisa.datasets.labels import Labels
+from shamisa.datasets.splits import Split
+from shamisa.networks.models import Encoder
+from shamisa.scoring import metrics, ridge
 
 N = 48
 SMALL = "untrained:shamisa/small"

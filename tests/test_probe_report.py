@@ -13,9 +13,12 @@ import pytest
 from numpy.testing import assert_allclose
 from PIL import Image
 
-from shamisa import cross, iqa_sets, metrics, probe, report, ridge
-from shamisa.features import Extractor
+from shamisa import probe
+from shamisa.datasets import iqa_sets
+from shamisa.reports import cross, report
 from shamisa.score import Scorer
+from shamisa.scoring import metrics, ridge
+from shamisa.scoring.features import Extractor
 
 SMALL = "untrained:shamisa/small"
 FAST = ["--crop", "32", "--device", "cpu", "--quiet", "--splits", "2"]

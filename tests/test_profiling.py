@@ -9,9 +9,10 @@ import pytest
 import torch
 from test_train import TINY, flags
 
-from shamisa import dryrun, train
-from shamisa.config import Config
-from shamisa.profiling import PARTS, Recording, Stopwatch
+from shamisa import train
+from shamisa.measuring.profiling import PARTS, Recording, Stopwatch
+from shamisa.training import dryrun
+from shamisa.training.config import Config
 
 CPU = torch.device("cpu")
 WORDS = flags(**(TINY | {"demo": False, "tensorboard": False})) + ["--quiet"]

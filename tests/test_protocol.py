@@ -5,8 +5,8 @@ import math
 import numpy as np
 from numpy.testing import assert_allclose
 
-from shamisa import metrics, protocol, ridge
-from shamisa.labels import Labels
+from shamisa.datasets.labels import Labels
+from shamisa.scoring import metrics, protocol, ridge
 
 RNG = np.random.default_rng(0)
 SCORE, PREDICTION = RNG.normal(size=(2, 12))

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from shamisa import iqa_sets
-from shamisa.labels import LabelError
-from shamisa.splits import check_split, read_splits
+from shamisa.datasets import iqa_sets
+from shamisa.datasets.labels import LabelError
+from shamisa.datasets.splits import check_split, read_splits
 
 ROOT = Path(os.environ.get("SHAMISA_LABELS", ""))
 pytestmark = pytest.mark.skipif(not os.environ.get("SHAMISA_LABELS"), reason="SHAMISA_LABELS names no folder")

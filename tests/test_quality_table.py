@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks import quality_table
-from shamisa.labels import Labels
-from shamisa.splits import check_split
+from shamisa.datasets.labels import Labels
+from shamisa.datasets.splits import check_split
 
 
 def labels(n: int = 40) -> Labels:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from shamisa import metrics, ridge
+from shamisa.scoring import metrics, ridge
 
 sklearn = pytest.importorskip("sklearn.linear_model")
 

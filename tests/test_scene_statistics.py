@@ -6,10 +6,10 @@ import torch
 from scipy.stats import gennorm
 from torch.testing import assert_close
 
-from shamisa import scene_statistics
 from shamisa.engine import normalize
-from shamisa.features import Extractor, hash_encoder
-from shamisa.scene_statistics import NAMES, SceneStatistics
+from shamisa.scoring import scene_statistics
+from shamisa.scoring.features import Extractor, hash_encoder
+from shamisa.scoring.scene_statistics import NAMES, SceneStatistics
 
 ENCODER = SceneStatistics().eval()
 

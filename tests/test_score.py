@@ -17,8 +17,8 @@ from torch.testing import assert_close
 
 from shamisa import score
 from shamisa.data.photos import read_photo
-from shamisa.features import Extractor
-from shamisa.ridge import Regressor
+from shamisa.scoring.features import Extractor
+from shamisa.scoring.ridge import Regressor
 
 ROOT = Path(score.__file__).parents[1]
 

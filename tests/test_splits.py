@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from shamisa.labels import LabelError, Labels
-from shamisa.splits import Split, make_splits, read_splits, shared_references
+from shamisa.datasets.labels import LabelError, Labels
+from shamisa.datasets.splits import Split, make_splits, read_splits, shared_references
 
 
 def labels(n=40, references=None, split=None):

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from shamisa import config as configuration
-from shamisa import embeddings, runs, train
-from shamisa.config import DEMO, PAPER, Config
-from shamisa.models import Encoder
-from shamisa.trainer import TERMS
+from shamisa import train
+from shamisa.networks.models import Encoder
+from shamisa.training import config as configuration
+from shamisa.training import embeddings, runs
+from shamisa.training.config import DEMO, PAPER, Config
+from shamisa.training.trainer import TERMS
 
 TINY = {
     "crop": 32,
@@ -429,7 +430,7 @@ def test_a_run_that_is_being_trained_is_left_alone(unbroken, photos, tmp_path):
     """Another process holds its lock; what was killed holds none, and run.json alone cannot tell them apart."""
     run = runs.Run.create(tmp_path / "run", {})
     run.release()
-    holder = "import sys, time; from pathlib import Path; from shamisa import runs; run = runs.Run(Path(sys.argv[1])); "
+    holder = "import sys, time; from pathlib import Path; from shamisa.training import runs; run = runs.Run(Path(sys.argv[1])); "
     holder += "run.claim(); print('held', flush=True); time.sleep(60)"
     path = os.pathsep.join([str(Path(train.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", holder, str(run.path)]

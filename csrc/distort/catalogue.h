@@ -1,57 +1,30 @@
-// What the kernels must know of the table in shamisa/distortions.py (tests/test_native.py compares the two).
+// What the kernels must know of the table in shamisa/distortions.py, from which catalogue.py makes catalogue_rows.h in the
+// folder of the build. Op codes, limits and every switch over the distortions come from there.
 #pragma once
+
+#include <catalogue_rows.h>
 
 #include "../core/math.h"
 
 SHAMISA_BEGIN
 
-// name, low, high: limits of the parameter; discrete: it is rounded; min_size: smallest height and width. In the order of
-// the op codes.
-#define SHAMISA_DISTORTIONS(ROW)              \
-  ROW(gaussian_blur, 0, 16, 0, 1)             \
-  ROW(lens_blur, 0, 16, 0, 1)                 \
-  ROW(motion_blur, 1, 32, 0, 1)               \
-  ROW(color_diffusion, 0, 16, 0, 1)           \
-  ROW(color_shift, 0, 64, 0, 1)               \
-  ROW(color_saturation_hsv, -4, 4, 0, 1)      \
-  ROW(color_saturation_lab, 0, 16, 0, 1)      \
-  ROW(jpeg2000, 1, 1000, 0, 1)                \
-  ROW(jpeg, 1, 100, 1, 1)                     \
-  ROW(white_noise, 0, 1, 0, 1)                \
-  ROW(color_noise, 0, 1, 0, 1)                \
-  ROW(impulse_noise, 0, 1, 0, 1)              \
-  ROW(multiplicative_noise, 0, 1, 0, 1)       \
-  ROW(brighten, 0, 2, 0, 1)                   \
-  ROW(darken, 0, 2, 0, 1)                     \
-  ROW(mean_shift_down, -1, 1, 0, 1)           \
-  ROW(mean_shift_up, -1, 1, 0, 1)             \
-  ROW(jitter, 0, 64, 0, 1)                    \
-  ROW(non_eccentricity_patch, 0, 1000, 1, 48) \
-  ROW(pixelate, 0, 0.9, 0, 1)                 \
-  ROW(quantization, 2, 256, 1, 1)             \
-  ROW(color_block, 0, 1000, 1, 32)            \
-  ROW(high_sharpen, 0, 64, 0, 1)              \
-  ROW(linear_contrast_down, -1, 1, 0, 1)      \
-  ROW(linear_contrast_up, -1, 1, 0, 1)        \
-  ROW(nonlinear_contrast, 0, 1, 0, 1)
-
 enum Opcode : int {
-#define SHAMISA_ROW(name, low, high, discrete, min_size) op_##name,
+#define SHAMISA_ROW(name, low, high, discrete, min_size, middle) op_##name,
   SHAMISA_DISTORTIONS(SHAMISA_ROW)
 #undef SHAMISA_ROW
       opcode_count
 };
 
 struct Row {
-  float low, high;
-  bool discrete;
-  int min_size;
+  float low, high;  // limits of the parameter
+  bool discrete;    // it is rounded
+  int min_size;     // smallest height and width
 };
 
 // a switch and not an array, which device code could not index
 SHAMISA_HD Row row_of(int opcode) {
   switch (opcode) {
-#define SHAMISA_ROW(name, low, high, discrete, min_size) \
+#define SHAMISA_ROW(name, low, high, discrete, min_size, middle) \
   case op_##name: return {(float)low, (float)high, discrete != 0, min_size};
     SHAMISA_DISTORTIONS(SHAMISA_ROW)
 #undef SHAMISA_ROW
@@ -61,12 +34,23 @@ SHAMISA_HD Row row_of(int opcode) {
 
 inline const char* name_of(int opcode) {
   switch (opcode) {
-#define SHAMISA_ROW(name, low, high, discrete, min_size) \
+#define SHAMISA_ROW(name, low, high, discrete, min_size, middle) \
   case op_##name: return #name;
     SHAMISA_DISTORTIONS(SHAMISA_ROW)
 #undef SHAMISA_ROW
   }
   return nullptr;
+}
+
+// the parameter at the middle of the five levels
+inline float middle_of(int opcode) {
+  switch (opcode) {
+#define SHAMISA_ROW(name, low, high, discrete, min_size, middle) \
+  case op_##name: return (float)middle;
+    SHAMISA_DISTORTIONS(SHAMISA_ROW)
+#undef SHAMISA_ROW
+  }
+  return 0.f;
 }
 
 // the parameter as a kernel uses it: inside the limits (NaN counts as low), rounded half to even where it is discrete

@@ -9,20 +9,14 @@
 
 SHAMISA_BEGIN
 
-// ---- the op codes: two switches, in the order of the table (the pointwise ones: pointwise.h) -------------------------
+// ---- the distortions that are not of single pixels (those: pointwise.h): NAME(team), NAME_scratch(H, W) ----------------
 // Bytes of Scratch that an op uses, for the launcher, which allocates the largest of the ops it may meet.
 SHAMISA_HD int64_t op_scratch(int opcode, int H, int W) {
   switch (opcode) {
-    case op_gaussian_blur: return gaussian_blur_scratch(H, W);
-    case op_lens_blur: return lens_blur_scratch(H, W);
-    case op_motion_blur: return motion_blur_scratch(H, W);
-    case op_color_diffusion: return color_diffusion_scratch(H, W);
-    case op_color_shift: return color_shift_scratch(H, W);
-    case op_jpeg2000: return jpeg2000_scratch(H, W);
-    case op_jpeg: return jpeg_scratch(H, W);
-    case op_jitter: return jitter_scratch(H, W);
-    case op_pixelate: return pixelate_scratch(H, W);
-    case op_high_sharpen: return high_sharpen_scratch(H, W);
+#define SHAMISA_CASE(name) \
+  case op_##name: return name##_scratch(H, W);
+    SHAMISA_IMAGE_DISTORTIONS(SHAMISA_CASE)
+#undef SHAMISA_CASE
     default: return 0;
   }
 }
@@ -31,19 +25,10 @@ SHAMISA_HD int64_t op_scratch(int opcode, int H, int W) {
 template <class Team>
 SHAMISA_STEP void apply(Team& team, int opcode) {
   switch (opcode) {
-    case op_gaussian_blur: gaussian_blur(team); break;
-    case op_lens_blur: lens_blur(team); break;
-    case op_motion_blur: motion_blur(team); break;
-    case op_color_diffusion: color_diffusion(team); break;
-    case op_color_shift: color_shift(team); break;
-    case op_jpeg2000: jpeg2000(team); break;
-    case op_jpeg: jpeg(team); break;
-    case op_jitter: jitter(team); break;
-    case op_non_eccentricity_patch: non_eccentricity_patch(team); break;
-    case op_pixelate: pixelate(team); break;
-    case op_quantization: quantization(team); break;
-    case op_color_block: color_block(team); break;
-    case op_high_sharpen: high_sharpen(team); break;
+#define SHAMISA_CASE(name) \
+  case op_##name: name(team); break;
+    SHAMISA_IMAGE_DISTORTIONS(SHAMISA_CASE)
+#undef SHAMISA_CASE
   }
 }
 

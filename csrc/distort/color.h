@@ -3,6 +3,7 @@
 
 #include "../core/image.h"
 #include "../core/team.h"
+#include "catalogue.h"
 
 SHAMISA_BEGIN
 
@@ -12,6 +13,16 @@ struct Rgb {
 struct Lab {
   float l, a, b;  // L in 0..100
 };
+
+// What a distortion of single pixels has ready for all of them. a is its parameter, unless a specialisation makes something
+// else of it.
+struct Constants {
+  float a, b;
+};
+template <int opcode>
+SHAMISA_HD Constants constants_of(float value) {
+  return {value, 0.f};
+}
 
 // the cube root of Lab and its linear part near black; t in [0, 1.1]
 SHAMISA_HD float lab_curve(float t) {
@@ -44,13 +55,15 @@ SHAMISA_HD Rgb rgb_of_lab(float l, float a, float b) {
 SHAMISA_HD float round_8bit(float y) { return unit_of_byte((int)(y * 255.f + 1.f / 512.f)); }
 
 // x' = m + v (x - m), m the largest channel
-SHAMISA_HD Rgb color_saturation_hsv(Rgb x, float value) {
+SHAMISA_HD Rgb color_saturation_hsv(Rgb x, Constants c) {
+  const float value = c.a;
   const float m = max_of(max_of(x.r, x.g), x.b);
   return {clamp01(m + value * (x.r - m)), clamp01(m + value * (x.g - m)), clamp01(m + value * (x.b - m))};
 }
 
 // Lab; a, b <- v a, v b; 8-bit
-SHAMISA_HD Rgb color_saturation_lab(Rgb x, float value) {
+SHAMISA_HD Rgb color_saturation_lab(Rgb x, Constants c) {
+  const float value = c.a;
   const Lab lab = lab_of_rgb(x.r, x.g, x.b);
   const Rgb rgb = rgb_of_lab(lab.l, value * lab.a, value * lab.b);
   return {round_8bit(rgb.r), round_8bit(rgb.g), round_8bit(rgb.b)};

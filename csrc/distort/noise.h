@@ -17,15 +17,29 @@ SHAMISA_HD Normals normals(Words w) {
   return n;
 }
 
-// deviation = sqrt(v)
+template <>
+SHAMISA_HD Constants constants_of<op_white_noise>(float value) {
+  return {square_root(value), 0.f};  // the deviation
+}
+template <>
+SHAMISA_HD Constants constants_of<op_color_noise>(float value) {
+  return {square_root(value), 0.f};
+}
+template <>
+SHAMISA_HD Constants constants_of<op_multiplicative_noise>(float value) {
+  return {square_root(value), 0.f};
+}
+
 // x + deviation n
-SHAMISA_HD Rgb white_noise(Rgb x, Words w, float deviation) {
+SHAMISA_HD Rgb white_noise(Rgb x, Words w, Constants c) {
+  const float deviation = c.a;
   const Normals n = normals(w);
   return {clamp01(x.r + deviation * n.r), clamp01(x.g + deviation * n.g), clamp01(x.b + deviation * n.b)};
 }
 
 // the same in YCbCr
-SHAMISA_HD Rgb color_noise(Rgb x, Words w, float deviation) {
+SHAMISA_HD Rgb color_noise(Rgb x, Words w, Constants c) {
+  const float deviation = c.a;
   const Normals n = normals(w);
   float y = luma(x.r, x.g, x.b);
   const float cb = 0.564f * (x.b - y) + deviation * n.g;
@@ -35,14 +49,16 @@ SHAMISA_HD Rgb color_noise(Rgb x, Words w, float deviation) {
 }
 
 // x (1 + deviation n)
-SHAMISA_HD Rgb multiplicative_noise(Rgb x, Words w, float deviation) {
+SHAMISA_HD Rgb multiplicative_noise(Rgb x, Words w, Constants c) {
+  const float deviation = c.a;
   const Normals n = normals(w);
   return {clamp01(x.r * (1.f + deviation * n.r)), clamp01(x.g * (1.f + deviation * n.g)),
           clamp01(x.b * (1.f + deviation * n.b))};
 }
 
 // a sample is hit with probability v; a hit is 1 or 0 with equal chance
-SHAMISA_HD Rgb impulse_noise(Rgb x, Words w, float value) {
+SHAMISA_HD Rgb impulse_noise(Rgb x, Words w, Constants c) {
+  const float value = c.a;
   return {uniform(w.x) < value ? (float)(int)(w.w & 1) : x.r, uniform(w.y) < value ? (float)(int)(w.w >> 1 & 1) : x.g,
           uniform(w.z) < value ? (float)(int)(w.w >> 2 & 1) : x.b};
 }

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "batch.h"
-#include "catalogue.h"
 #include "noise.h"
 #include "point.h"
 
@@ -15,19 +14,11 @@ constexpr int piece_pixels = 1024;  // 12 KiB
 
 SHAMISA_HD bool is_pointwise(int opcode) {
   switch (opcode) {
-    case op_color_saturation_hsv:
-    case op_color_saturation_lab:
-    case op_white_noise:
-    case op_color_noise:
-    case op_impulse_noise:
-    case op_multiplicative_noise:
-    case op_brighten:
-    case op_darken:
-    case op_mean_shift_down:
-    case op_mean_shift_up:
-    case op_linear_contrast_down:
-    case op_linear_contrast_up:
-    case op_nonlinear_contrast: return true;
+#define SHAMISA_CASE(name) case op_##name:
+    SHAMISA_PIXEL_DISTORTIONS(SHAMISA_CASE)
+    SHAMISA_RANDOM_PIXEL_DISTORTIONS(SHAMISA_CASE)
+#undef SHAMISA_CASE
+    return true;
     default: return false;
   }
 }
@@ -35,22 +26,18 @@ SHAMISA_HD bool is_pointwise(int opcode) {
 // a stage as its pixels need it
 struct PointStage {
   int opcode;  // pointwise, or -1: nothing
-  float a, b;  // constants of the distortion
+  Constants constants;
   Key key;
 };
 
 SHAMISA_HD PointStage point_stage(int opcode, float value, Key key) {
   switch (opcode) {
-    case op_white_noise:
-    case op_color_noise:
-    case op_multiplicative_noise: return {opcode, square_root(value), 0.f, key};
-    case op_linear_contrast_down:
-    case op_linear_contrast_up: {
-      const double k = linear_contrast_k(value);
-      return {opcode, (float)(1 + k / 4), (float)-k, key};
-    }
-    case op_nonlinear_contrast: return {opcode, 2.f * value, 0.5f - value, key};
-    default: return {opcode, value, 0.f, key};
+#define SHAMISA_CASE(name) \
+  case op_##name: return {opcode, constants_of<op_##name>(value), key};
+    SHAMISA_PIXEL_DISTORTIONS(SHAMISA_CASE)
+    SHAMISA_RANDOM_PIXEL_DISTORTIONS(SHAMISA_CASE)
+#undef SHAMISA_CASE
+    default: return {opcode, {value, 0.f}, key};
   }
 }
 
@@ -109,22 +96,17 @@ struct OnePixel {
 
 template <class Piece>
 SHAMISA_STEP void apply_point(Piece& piece, const PointStage& stage) {
-  const float a = stage.a, b = stage.b;
+  const Constants c = stage.constants;
   const Key key = stage.key;
   switch (stage.opcode) {
-    case op_color_saturation_hsv: piece.each([=](Rgb x) { return color_saturation_hsv(x, a); }); break;
-    case op_color_saturation_lab: piece.each([=](Rgb x) { return color_saturation_lab(x, a); }); break;
-    case op_white_noise: piece.each_words(key, [=](Rgb x, Words w) { return white_noise(x, w, a); }); break;
-    case op_color_noise: piece.each_words(key, [=](Rgb x, Words w) { return color_noise(x, w, a); }); break;
-    case op_impulse_noise: piece.each_words(key, [=](Rgb x, Words w) { return impulse_noise(x, w, a); }); break;
-    case op_multiplicative_noise: piece.each_words(key, [=](Rgb x, Words w) { return multiplicative_noise(x, w, a); }); break;
-    case op_brighten: piece.each([=](Rgb x) { return brighten(x, a); }); break;
-    case op_darken: piece.each([=](Rgb x) { return darken(x, a); }); break;
-    case op_mean_shift_down:
-    case op_mean_shift_up: piece.each([=](Rgb x) { return mean_shift(x, a); }); break;
-    case op_linear_contrast_down:
-    case op_linear_contrast_up: piece.each([=](Rgb x) { return linear_contrast(x, a, b); }); break;
-    case op_nonlinear_contrast: piece.each([=](Rgb x) { return nonlinear_contrast(x, a, b); }); break;
+#define SHAMISA_CASE(name) \
+  case op_##name: piece.each([=](Rgb x) { return name(x, c); }); break;
+    SHAMISA_PIXEL_DISTORTIONS(SHAMISA_CASE)
+#undef SHAMISA_CASE
+#define SHAMISA_CASE(name) \
+  case op_##name: piece.each_words(key, [=](Rgb x, Words w) { return name(x, w, c); }); break;
+    SHAMISA_RANDOM_PIXEL_DISTORTIONS(SHAMISA_CASE)
+#undef SHAMISA_CASE
     default: piece.each([](Rgb x) { return x; });
   }
 }

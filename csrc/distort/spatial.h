@@ -134,6 +134,7 @@ SHAMISA_STEP void non_eccentricity_patch(Team& team) {
     team.grid(3 * size, size, [=](int k, int j) { to[((k / size) * H + k % size) * W + j] = patch[k * size + j]; });
   }
 }
+SHAMISA_HD int64_t non_eccentricity_patch_scratch(int, int) { return 0; }
 
 // v squares of 32x32 of a uniform random color at uniform positions, in order
 template <class Team>
@@ -150,6 +151,7 @@ SHAMISA_OP void color_block(Team& team) {
     });
   }
 }
+SHAMISA_HD int64_t color_block_scratch(int, int) { return 0; }
 
 // ---- pixelation ------------------------------------------------------------------------------------------------------
 // nearest neighbour: where output i of n_out reads among n_in

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..cli import complain, guard
 from ..files import write_json
 from .decode import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, MIN_SIDE, TRUNCATED, PhotoError
+from .formats import count, shorten
 from .pack import PackError, pack
 from .photos import open_photos
 from .verify import describe, is_good, summarize, survey
@@ -115,9 +116,11 @@ def run(given: argparse.Namespace) -> int:
         manifest = pack(source, given.out, workers=given.workers, quiet=given.quiet, **options)
     except (PackError, PhotoError) as error:
         return complain("data", error, 1)
+    cut_off = manifest["truncated"]
     print(
         f"{given.out}: {manifest['photographs']} photographs in {len(manifest['shards'])} shards, "
         f"{manifest['bytes'] / 2**20:.1f} MiB; {len(manifest['skipped'])} left out"
+        + (f"; {count(len(cut_off), 'truncated JPEG')} packed: {shorten(cut_off)}" if cut_off else "")
     )
     return 0
 

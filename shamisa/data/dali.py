@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .colour import has_foreign_profile
 from .crops import Part, cut, needed
-from .decode import decode_photo, open_photo, orientation, photo_errors, upright, within
+from .decode import open_photo, orientation, photo_errors, upright, within
 from .photos import EncodedPhotos
 from .readers import Item, References, _Steps, check_range
 
@@ -142,7 +142,7 @@ class DaliReferences(References):
                 obstacle = _obstacle(image, data) or (_SUSPECT if i in self._suspects else None)
             if obstacle is None:
                 return _Opened(i, data, height, width, turn)
-            whole = decode_photo(data, label, limits)
+            whole = source.decode(i, data)
             return _Opened(i, b"", whole.shape[1], whole.shape[2], 1, obstacle, whole)
 
         return within(limits.max_seconds, label, look)

@@ -19,6 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from .. import remote
 from ..files import printable
 from . import formats  # noqa: F401  (registers Pillow's plugins)
 from .colour import hdr, to_srgb
@@ -40,6 +41,7 @@ _ORIENTATION = {  # EXIF orientation -> the turn that makes the photograph uprig
 }
 TRUNCATED = ("skip", "read")
 CUT_OFF = "is truncated"  # how the reason of a truncated JPEG begins
+READ_CUT_OFF = f"{CUT_OFF}: a JPEG without its end, read as far as it goes"
 _END_OF_JPEG = b"\xff\xd9"
 _PIECE = 1 << 26  # bytes asked of the system at once
 
@@ -145,12 +147,15 @@ def read_bytes(
     """The bytes of a file, or ``size`` of them from ``offset``. Safe beside other readers of the same file.
 
     Args:
+        path: of a local file, or a URL (see ``remote``).
         name: of the photograph, for the error.
         whole: the size that the file must have, where known.
 
     Raises:
         PhotoError: no such file, not a regular file, no permission, empty, larger than max_bytes, changed.
     """
+    if remote.is_url(path):
+        return _read_remote(path, name, limits, offset, size, whole)
     with photo_errors(name):
         _check_regular(os.stat(path), name)
         # a pipe put in its place meanwhile would wait for ever without O_NONBLOCK
@@ -158,13 +163,7 @@ def read_bytes(
         try:
             status = os.fstat(file)
             _check_regular(status, name)
-            if whole is not None and status.st_size != whole:
-                raise PhotoError(name, f"{printable(path)} has changed: {status.st_size} bytes, {whole} when indexed")
-            size = status.st_size if size is None else size
-            if size == 0:
-                raise PhotoError(name, "is empty (0 bytes)")
-            if size > limits.max_bytes:
-                raise PhotoError(name, f"has {size} bytes, more than max_bytes = {limits.max_bytes}")
+            size = _check_size(path, name, limits, status.st_size, size, whole)
             pieces, end = [], offset + size
             while offset < end:
                 pieces.append(os.pread(file, min(_PIECE, end - offset), offset))
@@ -174,6 +173,29 @@ def read_bytes(
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
         finally:
             os.close(file)
+
+
+def _read_remote(path: str, name: str, limits: Limits, offset: int, size: int | None, whole: int | None) -> bytes:
+    try:
+        size = _check_size(path, name, limits, remote.size(path), size, whole)
+        data = remote.read(path, offset, offset + size)
+    except remote.RemoteError as error:
+        raise PhotoError(name, error.reason) from None
+    if len(data) != size:
+        raise PhotoError(name, f"ended {size - len(data)} bytes early while it was read")
+    return data
+
+
+def _check_size(path: str, name: str, limits: Limits, found: int, size: int | None, whole: int | None) -> int:
+    """The number of bytes to read of a file that has ``found``."""
+    if whole is not None and found != whole:
+        raise PhotoError(name, f"{printable(path)} has changed: {found} bytes, {whole} when indexed")
+    size = found if size is None else size
+    if size == 0:
+        raise PhotoError(name, "is empty (0 bytes)")
+    if size > limits.max_bytes:
+        raise PhotoError(name, f"has {size} bytes, more than max_bytes = {limits.max_bytes}")
+    return size
 
 
 def _check_regular(status: os.stat_result, name: str) -> None:
@@ -202,7 +224,7 @@ def decode_photo(
                 raise
             if limits.truncated == "skip":
                 raise PhotoError(name, f"{CUT_OFF}: a JPEG without its end ({error})") from None
-            remarks.append(f"{CUT_OFF}: a JPEG without its end, read as far as it goes")
+            remarks.append(READ_CUT_OFF)
             image.close()
             image = open_photo(data + _END_OF_JPEG, name, limits)  # the decoder fills what is missing
             image.load()

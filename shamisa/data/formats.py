@@ -7,6 +7,7 @@ Pillow reads AVIF from 11.3 on. HEIC and JPEG XL come by plugins, which the extr
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 from PIL import Image, features
 
@@ -54,6 +55,12 @@ EXTENSIONS = tuple(ending for kind in FORMATS for ending in _KINDS[kind])
 def count(number: int, what: str) -> str:
     """ "1 file", "2 files"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def shorten(names: Sequence[str], most: int = 5) -> str:
+    """ "a, b, c" of a few names, "a, b, c, d, e and 2 more" of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def describe_ignored(others: dict[str, int]) -> str:

@@ -13,9 +13,11 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from .. import remote
 from .._version import __version__
 from ..files import write_json
-from .formats import EXTENSIONS
+from .decode import is_truncated
+from .formats import EXTENSIONS, count
 from .photos import EncodedPhotos, PhotoFiles
 from .shards import _tidy
 from .verify import MANIFEST, Record, bar_options, survey
@@ -63,6 +65,7 @@ def pack(
         if given is not None and (not isinstance(given, int) or given < 1):
             raise ValueError(f"{name} must be an integer of at least 1, got {given!r}")
     names = _member_names(source)
+    remote.check_local("out", out)
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out must be a new or empty folder, got {str(out)!r}")
@@ -104,7 +107,9 @@ def _fill(
     if bad and not skip_bad:
         shown = "".join(f"\n  {name}: {reason}" for name, reason in list(bad.items())[:20])
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise PackError(f"{len(bad)} photographs cannot be packed (--skip-bad leaves them out):{shown}{more}")
+        cut_off = sum(map(is_truncated, bad.values()))
+        apart = f"{count(cut_off, 'truncated JPEG')} among them, which --truncated read packs; " if cut_off else ""
+        raise PackError(f"{len(bad)} photographs cannot be packed ({apart}--skip-bad leaves them out):{shown}{more}")
     if not good:
         raise PackError(f"none of the {len(records)} photographs can be read")
     if shard_count is not None and shard_count > len(good):
@@ -124,6 +129,7 @@ def _fill(
         "bytes": sum(s["bytes"] for s in shards),
         "shards": shards,
         "skipped": bad,
+        "truncated": [names[i] for i in good if is_truncated(records[i].remark)],
     }
     write_json(partial / MANIFEST, manifest)
     return manifest

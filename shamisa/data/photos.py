@@ -7,7 +7,7 @@ cannot be had) and ``source.name(i) -> str``. Equal arguments give equal photogr
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from .. import remote
 from ..files import printable
 from .decode import (
     MAX_BYTES,
@@ -25,6 +26,8 @@ from .decode import (
     PhotoError,
     at_least,
     decode_photo,
+    is_truncated,
+    log_remark,
     read_bytes,
     read_photo,
     within,
@@ -59,6 +62,7 @@ class EncodedPhotos:
     Attributes:
         skipped: what could not even be listed, name -> reason.
         others: number of files that are no photographs, by ending.
+        cut_off: truncated JPEGs that this process has read as far as they go (``truncated="read"``), by position.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class EncodedPhotos:
         self.limits = Limits(max_pixels, min_side, max_bytes, max_seconds, truncated)
         self.skipped: dict[str, str] = {}
         self.others: dict[str, int] = {}
+        self.cut_off: set[int] = set()
         # one buffer for all names: a million Python strings would be copied into every forked worker, page by page
         encoded = [os.fsencode(name) for name in names]
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
@@ -111,13 +116,25 @@ class EncodedPhotos:
         """The bytes of photograph i as they are stored; raises PhotoError."""
         return within(self.limits.max_seconds, self._label(i), lambda: self._read(i))
 
+    def decode(self, i: int, data: bytes) -> Tensor:
+        """Photograph i from its bytes, uint8 [3, H, W]; raises PhotoError. Fills ``cut_off``."""
+        label = self._label(i)
+
+        def note(remark: str) -> None:
+            if is_truncated(remark):
+                self.cut_off.add(i)
+            else:
+                log_remark(label, remark)
+
+        return decode_photo(data, label, self.limits, note=note)
+
     def __getitem__(self, i: int) -> Tensor:
         """Photograph i, uint8 [3, H, W]; raises PhotoError."""
         if i in self._cache:
             self._cache.move_to_end(i)
             return self._cache[i]
         label = self._label(i)
-        photo = within(self.limits.max_seconds, label, lambda: decode_photo(self._read(i), label, self.limits))
+        photo = within(self.limits.max_seconds, label, lambda: self.decode(i, self._read(i)))
         if photo.numel() <= self.cache_bytes:
             self._cache[i] = photo
             self._cached += photo.numel()
@@ -137,8 +154,11 @@ class PhotoFiles(EncodedPhotos):
         self.root = os.fspath(root)
 
     def path(self, i: int) -> str:
-        """Path of photograph i as the file system knows it."""
-        return os.path.join(self.root, os.fsdecode(self._encoded_name(i)))
+        """Path of photograph i as the file system knows it, or its URL."""
+        name = os.fsdecode(self._encoded_name(i))
+        if remote.is_url(name) or (remote.is_url(self.root) and not os.path.isabs(name)):
+            return name if remote.is_url(name) else remote.join(self.root, name)
+        return os.path.join(self.root, name)
 
     def _label(self, i: int) -> str:
         return printable(self.path(i))
@@ -162,11 +182,18 @@ class PhotoFolder(PhotoFiles):
 
     def __init__(self, root: str | os.PathLike, extensions: Iterable[str] = EXTENSIONS, **options: float | str) -> None:
         extensions = tuple(e.lower() if e.startswith(".") else f".{e.lower()}" for e in extensions)
-        if not os.path.exists(root):
-            raise ValueError(f"folder must exist, got {os.fspath(root)!r}")
-        if not os.path.isdir(root):
-            raise ValueError(f"folder must be a folder of photographs, got the file {os.fspath(root)!r}")
-        names, others, unlisted = _walk(os.fspath(root), extensions)
+        distant = remote.is_url(root)
+        exists, is_folder, walk = (
+            (remote.exists, remote.is_folder, _find) if distant else (os.path.exists, os.path.isdir, _walk)
+        )
+        try:
+            if not exists(root):
+                raise ValueError(f"folder must exist, got {os.fspath(root)!r}")
+            if not is_folder(root):
+                raise ValueError(f"folder must be a folder of photographs, got the file {os.fspath(root)!r}")
+            names, others, unlisted = walk(os.fspath(root), extensions)
+        except remote.RemoteError as error:
+            raise ValueError(f"folder must be one that can be listed, got {root!r}: {error.reason}") from None
         if not names:
             found = f"{sum(others.values())} other files" if others else "no files"
             endings = ", ".join(f"{n} {e or 'without ending'}" for e, n in sorted(others.items())[:8])
@@ -185,6 +212,14 @@ class PhotoFolder(PhotoFiles):
         super().__init__(root, sorted(names), **options)
         self.skipped.update(unlisted)
         self.others = others
+
+
+def _find(root: str, extensions: tuple[str, ...]) -> tuple[list[str], dict[str, int], dict[str, str]]:
+    """As ``_walk``, by URL."""
+    found = remote.find(root)
+    endings = [os.path.splitext(name)[1].lower() for name in found]
+    names = [name for name, ending in zip(found, endings, strict=True) if ending in extensions]
+    return names, dict(Counter(ending for ending in endings if ending not in extensions)), {}
 
 
 def _walk(root: str, extensions: tuple[str, ...]) -> tuple[list[str], dict[str, int], dict[str, str]]:
@@ -221,7 +256,7 @@ class PhotoList(PhotoFiles):
     left out.
 
     Args:
-        path: the list. Relative paths in it start at its folder.
+        path: the list, a path or a URL. Relative paths in it start at its folder; URLs may stand in it.
         options: see ``EncodedPhotos``.
 
     Raises:
@@ -231,7 +266,8 @@ class PhotoList(PhotoFiles):
 
     def __init__(self, path: str | os.PathLike, **options: float | str) -> None:
         try:
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+            distant = remote.is_url(path)
+            lines = (remote.read_text(path) if distant else Path(path).read_text(encoding="utf-8-sig")).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"list must be a text file with one path per line, got {os.fspath(path)!r}: {error}"
@@ -241,7 +277,7 @@ class PhotoList(PhotoFiles):
             raise ValueError(
                 f"list must name at least one photograph, got {len(lines)} empty lines in {os.fspath(path)!r}"
             )
-        super().__init__(Path(path).parent, names, **options)
+        super().__init__(remote.parent(path) if distant else Path(path).parent, names, **options)
 
 
 def open_photos(path: str | os.PathLike, **options: float | str) -> EncodedPhotos:
@@ -249,10 +285,12 @@ def open_photos(path: str | os.PathLike, **options: float | str) -> EncodedPhoto
 
     A folder of photographs (``PhotoFolder``), a list file (``PhotoList``), or tar shards (``PhotoShards``): a .tar file,
     a pattern such as ``DIR/shard-{000000..000009}.tar``, ``-`` for a tar on the standard input, ``pipe:COMMAND`` for one
-    that a command writes, or a folder that holds .tar files, no photographs beside them and no subfolders.
+    that a command writes, or a folder that holds .tar files, no photographs beside them and no subfolders. All but the
+    streams may be URLs, see ``remote``.
     """
     from .shards import PhotoShards, names_shards
 
     if names_shards(path):
         return PhotoShards(path, **options)
-    return PhotoList(path, **options) if os.path.isfile(path) else PhotoFolder(path, **options)
+    is_list = remote.is_file(path) if remote.is_url(path) else os.path.isfile(path)
+    return PhotoList(path, **options) if is_list else PhotoFolder(path, **options)

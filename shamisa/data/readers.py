@@ -40,8 +40,8 @@ _SOON = 200  # photographs that must be counted, or all, before max_skipped is j
 READERS = ("pillow", "dali")
 
 T = TypeVar("T")
-# step, crops, photographs tried, photographs that failed with reasons, who decoded how many, error
-Item = tuple[int, Tensor | None, list[int], dict[int, str], dict[str, int], str | None]
+# step, crops, photographs tried, photographs that failed with reasons, who decoded how many, truncated ones, error
+Item = tuple[int, Tensor | None, list[int], dict[int, str], dict[str, int], list[int], str | None]
 
 
 class References:
@@ -73,6 +73,7 @@ class References:
 
     Attributes:
         skipped: name -> reason of every photograph that failed so far in this process's ``loader``.
+        cut_off: truncated JPEGs of the loader that were read as far as they go, by name (``EncodedPhotos.cut_off``).
         decoded: which decoder made how many photographs of the loader, where a reader has several.
 
     Raises:
@@ -116,6 +117,7 @@ class References:
         self.references, self.scales, self.pad = references, tuple(scales), pad
         self.rank, self.world_size, self.max_skipped = rank, world_size, max_skipped
         self.skipped: dict[str, str] = dict(getattr(source, "skipped", {}))
+        self.cut_off: set[str] = set()
         self.decoded: Counter[str] = Counter()
         self._key = torch.tensor(seed)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # epoch, photographs in its order
@@ -186,7 +188,7 @@ class References:
         return self._judge(loader)
 
     def _judge(self, loader: Iterable[Item]) -> Iterator[tuple[int, Tensor, dict[str, str]]]:
-        for step, crops, tried, failed, decoded, error in loader:
+        for step, crops, tried, failed, decoded, cut_off, error in loader:
             if error is not None:
                 raise RuntimeError(error)
             self.decoded.update(decoded)
@@ -195,6 +197,7 @@ class References:
             seen.update(tried)
             bad.update(failed)
             self.skipped.update(fresh)
+            self.cut_off.update(map(self.source.name, cut_off))
             if len(bad) > self.max_skipped * max(len(seen), min(len(self.source), _SOON)):
                 name, reason = next(iter(fresh.items()))
                 raise RuntimeError(
@@ -309,9 +312,11 @@ class _Steps(Dataset):
 
     def __getitem__(self, step: int) -> Item:
         try:
-            return step, *self.references._read(step), None
+            crops, tried, failed, decoded = self.references._read(step)
+            cut_off = sorted(getattr(self.references.source, "cut_off", set()).intersection(tried))
+            return step, crops, tried, failed, decoded, cut_off, None
         except RuntimeError as error:
-            return step, None, [], {}, {}, str(error)
+            return step, None, [], {}, {}, [], str(error)
 
 
 def check_range(start_step: int, stop_step: int, workers: int, prefetch: int) -> None:

@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .. import remote
 from ..files import printable
 from .decode import read_bytes
 from .formats import EXTENSIONS
@@ -77,7 +78,7 @@ class PhotoShards(EncodedPhotos):
         self.others.update(others)
         self._labels = labels
         self._shard, self._offset, self._size = (np.array(c, np.int64) for c in list(zip(*found, strict=True))[1:])
-        self._whole = [os.path.getsize(p) for p in self._paths]
+        self._whole = [_size(p) for p in self._paths]
 
     @property
     def shards(self) -> list[str]:
@@ -116,6 +117,13 @@ def names_shards(path: str | os.PathLike) -> bool:
     path = os.fspath(path)
     if _is_stream(path):
         return True
+    if remote.is_url(path):
+        head = path.partition("::")[0]
+        if _is_tar(head) or "{" in head or not remote.is_folder(path):
+            return _is_tar(head) or "{" in head
+        names = remote.find(path)
+        photographs = any(os.path.splitext(name)[1].lower() in EXTENSIONS for name in names)
+        return any(map(_is_tar, names)) and not photographs and not any("/" in name for name in names)
     if os.path.isdir(path):
         try:
             entries = [e for e in os.scandir(path) if not e.name.startswith(".")]
@@ -130,6 +138,8 @@ def names_shards(path: str | os.PathLike) -> bool:
 def expand_shards(path: str | os.PathLike) -> list[str]:
     """Tar files and streams that a name or pattern stands for; ValueError where there are none or some are missing."""
     path = os.fspath(path)
+    if remote.is_url(path):
+        return _expand_url(path)
     if os.path.isdir(path):
         names = sorted(name for name in os.listdir(path) if _is_tar(name) and not name.startswith("."))
         if not names:
@@ -140,6 +150,20 @@ def expand_shards(path: str | os.PathLike) -> list[str]:
     if missing:
         raise ValueError(f"shards must exist, {len(missing)} of {len(places)} do not, such as {missing[0]!r}")
     return places
+
+
+def _expand_url(url: str) -> list[str]:
+    if "{" not in url and remote.is_folder(url):
+        return [remote.join(url, name) for name in remote.find(url) if _is_tar(name) and "/" not in name]
+    places = _expand_braces(url)
+    missing = [place for place in places if not remote.is_file(place)]
+    if missing:
+        raise ValueError(f"shards must exist, {len(missing)} of {len(places)} do not, such as {missing[0]!r}")
+    return places
+
+
+def _size(path: str) -> int:
+    return remote.size(path) if remote.is_url(path) else os.path.getsize(path)
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -169,7 +193,7 @@ def _is_tar(name: str) -> bool:
 
 def _labels(places: list[str]) -> list[str]:
     """Short names of shards for errors, distinct."""
-    short = [place if _is_stream(place) else os.path.basename(place) for place in places]
+    short = [place if _is_stream(place) else os.path.basename(place.partition("::")[0]) for place in places]
     chosen = short if len(set(short)) == len(short) else places
     return ["standard input" if place == "-" else printable(place) for place in chosen]
 
@@ -193,12 +217,12 @@ def _index(
     path: str, label: str, extensions: tuple[str, ...], skipped: dict[str, str], others: Counter[str]
 ) -> Iterable[tuple[str, int, int]]:
     """Name, offset and bytes of every photograph of a tar; what is wrong goes into skipped, others are counted."""
-    whole = os.path.getsize(path)
+    whole = _size(path)
     seen: set[str] = set()
     try:
-        file = open(path, "rb")  # noqa: SIM115
+        file = remote.open_file(path) if remote.is_url(path) else open(path, "rb")  # noqa: SIM115
     except OSError as error:
-        skipped[label] = f"cannot be opened: {error.strerror}"
+        skipped[label] = f"cannot be opened: {remote.why(error)}"
         return
     with file:
         start = file.read(_BLOCK)

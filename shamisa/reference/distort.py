@@ -1,6 +1,6 @@
 """Chains of distortions in PyTorch: the reference, and specification, of the op ``distort``.
 
-The definitions are in ``point.py``, ``filters.py``, ``spatial.py``, ``jpeg.py`` and ``jpeg2000.py``, one function each:
+The definitions are in ``point.py``, ``filters.py``, ``spatial.py`` and ``codecs.py``, one function of its name each:
 ``f(x [n, 3, H, W] float32 in [0, 1], value [n], key [n] int64) -> [n, 3, H, W]``. Around them stands the same frame for all:
 
 - entry: uint8 -> x / 255; floating -> clamped to [0, 1], NaN -> 0; float32 from there on; floating images in another range
@@ -44,52 +44,19 @@ import torch
 from torch import Tensor
 
 from ..distortions import DISTORTIONS, NAMES, Distortion
-from . import color, filters, point, spatial
+from . import codecs, color, filters, point, spatial
 from .ranges import check_range
 
 
-def jpeg(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
-    """Quality v, 4:2:0, on trunc(255 x); see ``jpeg.py``."""
-    from .jpeg import jpeg as codec
-
-    return color.divide(codec(color.to_bytes(x), value.long()).float(), 255)
-
-
-def jpeg2000(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
-    """Compression ratio v on trunc(255 x); see ``jpeg2000.py``."""
-    from .jpeg2000 import jpeg2000 as codec
-
-    return color.divide(codec(color.to_bytes(x), value).float(), 255)
+def _reference(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The function of that name in one of the modules of the references."""
+    for module in (point, filters, spatial, codecs):
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise NotImplementedError(f"{name} has a row in the table of distortions but no function in shamisa/reference")
 
 
-FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "gaussian_blur": filters.gaussian_blur,
-    "lens_blur": filters.lens_blur,
-    "motion_blur": filters.motion_blur,
-    "color_diffusion": filters.color_diffusion,
-    "color_shift": spatial.color_shift,
-    "color_saturation_hsv": point.color_saturation_hsv,
-    "color_saturation_lab": point.color_saturation_lab,
-    "jpeg2000": jpeg2000,
-    "jpeg": jpeg,
-    "white_noise": point.white_noise,
-    "color_noise": point.color_noise,
-    "impulse_noise": point.impulse_noise,
-    "multiplicative_noise": point.multiplicative_noise,
-    "brighten": point.brighten,
-    "darken": point.darken,
-    "mean_shift_down": point.mean_shift,
-    "mean_shift_up": point.mean_shift,
-    "jitter": spatial.jitter,
-    "non_eccentricity_patch": spatial.non_eccentricity_patch,
-    "pixelate": spatial.pixelate,
-    "quantization": point.quantization,
-    "color_block": spatial.color_block,
-    "high_sharpen": filters.high_sharpen,
-    "linear_contrast_down": point.linear_contrast,
-    "linear_contrast_up": point.linear_contrast,
-    "nonlinear_contrast": point.nonlinear_contrast,
-}
+FUNCTIONS = {name: _reference(name) for name in NAMES}
 
 
 def apply(row: Distortion, x: Tensor, value: Tensor, key: Tensor) -> Tensor:

@@ -51,13 +51,16 @@ def darken(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
     return _parabola(x, per_image(-2 * value.double()))
 
 
-def mean_shift(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
+def mean_shift_down(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
     """x + v."""
     return x + per_image(value)
 
 
+mean_shift_up = mean_shift_down
+
+
 # ---- contrast --------------------------------------------------------------------------------------------------------
-def linear_contrast(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
+def linear_contrast_down(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
     """The not-a-knot cubic through (0, 0), (.3, .25 - v / 4), (.5, .5), (.7, .75 + v / 4), (1, 1).
 
     These points are symmetric about (.5, .5), so the spline is one odd cubic: with t = x - .5 it is .5 + a t + c t^3.
@@ -66,6 +69,9 @@ def linear_contrast(x: Tensor, value: Tensor, key: Tensor) -> Tensor:
     a, c = per_image(1 + k / 4), per_image(-k)
     t = x - 0.5
     return t * (a + c * (t * t)) + 0.5
+
+
+linear_contrast_up = linear_contrast_down
 
 
 def nonlinear_contrast(x: Tensor, value: Tensor, key: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-// ms per 224 x 224 image and distortion at the middle of its range, and per chain of pointwise ones, one thread, every level
+// ms per 224 x 224 image and distortion at the middle of its levels, and per chain of pointwise ones, one thread, every level
 // of this machine.
 #include <algorithm>
 #include <chrono>
@@ -9,13 +9,6 @@
 #include "cases.h"
 
 using namespace shamisa;
-
-// the five levels' middle one, where a row's range says nothing of how it is used
-static float usual_value(int code) {
-  static const float values[opcode_count] = {1.f, 4.f, 4.f,  6.f,   6.f, .1f,  3.f, 45.f, 24.f, .003f, .001f, .01f, .01f,
-                                             .4f, .2f, -.1f, .115f, .2f, 60.f, .1f, 13.f, 6.f,  3.f,   -.3f,  .3f,  .2f};
-  return values[code];
-}
 
 // chains of pointwise stages, from bytes to normalised float32
 static const std::vector<int> point_chains[] = {
@@ -60,14 +53,14 @@ int main(int argc, char** argv) {
   std::printf("\n");
   for (int code = -1; code < opcode_count; ++code) {
     if (code >= 0 && size < row_of(code).min_size) continue;
-    const BatchCase c{size, size, 1, image, {0}, {code}, {5}, {code < 0 ? 0.f : usual_value(code)}};
+    const BatchCase c{size, size, 1, image, {0}, {code}, {5}, {code < 0 ? 0.f : middle_of(code)}};
     row(code < 0 ? "(entry and exit)" : name_of(code), c.batch(out.data()), repeats);
   }
   std::vector<uint8_t> bytes(image.size());
   for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = (uint8_t)(255 * image[i]);
   for (const std::vector<int>& chain : point_chains) {
     BatchCase c{size, size, (int)chain.size(), image, {0}, {}, {}, {}};
-    for (int code : chain) c.opcode.push_back(code), c.key.push_back(5), c.value.push_back(usual_value(code));
+    for (int code : chain) c.opcode.push_back(code), c.key.push_back(5), c.value.push_back(middle_of(code));
     Batch batch = c.batch(out.data());
     batch.source = bytes.data(), batch.source_type = DType::u8, batch.normalize = true;
     for (int k = 0; k < 3; ++k) batch.mean[k] = 0.45f, batch.std[k] = 0.23f;

@@ -1,0 +1,1 @@
+"""Encoders: named networks, their features and first weights."""

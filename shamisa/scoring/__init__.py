@@ -1,0 +1,1 @@
+"""From images to scores: crops, frozen features, regressors, measures of agreement, the protocol."""

@@ -1,0 +1,1 @@
+"""Scores over HTTP: batches under load, limits, the service and its page."""

@@ -1,0 +1,1 @@
+"""Training: settings, runs, the step and its loop, several processes, checks while it runs."""
