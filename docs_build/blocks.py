@@ -1,7 +1,8 @@
 """Code blocks of a Markdown page: found, and executed. The site's build and its test share this.
 
 A Python block runs in the namespace of the page's earlier ones, a bash block in a shell of its own, all in one folder.
-``<!-- not run: REASON -->`` on the line before a block leaves it out.
+``<!-- not run: REASON -->`` on the line before a block leaves it out; so does ``<!-- command: NAME -->``, which marks what .ci/run
+looks for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK = re.compile(
-    r"^(?P<note><!-- not run: (?P<reason>[^\n]+) -->\n)?(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^(?P=indent)```$",
+    r"^(?P<note><!-- (?:not run|command): (?P<reason>[^\n]+) -->\n)?(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 

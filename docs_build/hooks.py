@@ -20,6 +20,7 @@ from docs_build.blocks import with_outputs  # noqa: E402
 
 GENERATED = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+SHIM = re.compile(r"https://unpkg\.com/iframe-worker/shim")  # which the theme would fetch for search from a folder
 EXECUTED = "tutorial.md"
 _executed: dict[str, str] = {}  # page -> its text with outputs
 
@@ -28,7 +29,9 @@ def on_files(files, config):
     """Adds the pictures that the package draws, and what the tutorial makes."""
     for name, content in pictures.all_pictures():
         files.append(File.generated(config, name, content=content))
-    if os.environ.get("SHAMISA_DOCS_FAST") == "1":  # for a look at other pages: the tutorial without outputs and pictures
+    if (
+        os.environ.get("SHAMISA_DOCS_FAST") == "1"
+    ):  # for a look at other pages: the tutorial without outputs and pictures
         for name in re.findall(r"\]\((tutorial/\S+\.png)\)", (ROOT / "docs" / EXECUTED).read_text()):
             files.append(File.generated(config, name, content=b""))
         return files
@@ -47,6 +50,15 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_page_content(html, page, config, files):
     return EQUATION.sub(lambda m: _mathml(m[3], block=m[2] == "["), html)
+
+
+def on_post_build(config):
+    """Nothing is fetched from elsewhere: assets/worker.js does what the theme's script would."""
+    site = Path(config.site_dir)
+    for path in site.rglob("*.html"):
+        text = path.read_text()
+        up = "../" * (len(path.relative_to(site).parts) - 1)
+        path.write_text(SHIM.sub(f"{up}assets/worker.js", text))
 
 
 def _mathml(latex: str, block: bool) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -25,6 +26,7 @@ from docs_build.blocks import blocks, execute  # noqa: E402
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+TUTORIAL = "docs/tutorial.md"  # its blocks run when the site is built
 RUNNING = {name: [b for b in blocks(path.read_text()) if not b.reason] for name, path in zip(NAMES, PAGES, strict=True)}
 
 
@@ -58,25 +60,38 @@ def test_no_sentence_stands_twice():
                     seen[sentence] = name
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if any(b.language == "python" for b in RUNNING[n])])
-def test_python_blocks_run(name, tmp_path):
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("furnished")
+    furnish(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(furnished, tmp_path) -> Path:
+    """One of its own for each page."""
+    return shutil.copytree(furnished, tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n != TUTORIAL and any(b.language == "python" for b in RUNNING[n])]
+)
+def test_python_blocks_run(name, folder):
     """In order and in one namespace; their own assertions are the test."""
-    furnish(tmp_path)
     torch.manual_seed(0)
     names: dict = {"__name__": "__main__"}
     for block in RUNNING[name]:
         if block.language == "python":
-            execute(block, names, tmp_path, name)
+            execute(block, names, folder, name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in NAMES if any(b.language == "bash" for b in RUNNING[n])])
-def test_bash_blocks_run(name, tmp_path):
+@pytest.mark.parametrize("name", [n for n in NAMES if n != TUTORIAL and any(b.language == "bash" for b in RUNNING[n])])
+def test_bash_blocks_run(name, folder):
     """As they stand, in a folder that has what they name; training is shortened by ``docs_folder.environment``."""
-    furnish(tmp_path)
     for block in RUNNING[name]:
         if block.language == "bash":
-            execute(block, {}, tmp_path, name, environment(tmp_path))
+            execute(block, {}, folder, name, environment(folder))
 
 
 def test_files_of_a_run_are_described(tmp_path):
