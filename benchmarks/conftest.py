@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its p
 # the threads of NumPy and SciPy do not listen to torch.set_num_threads
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
+import json
 import math
 import time
 
@@ -31,6 +32,10 @@ keep_freed_memory()
 
 def pytest_addoption(parser):
     parser.addoption("--compiled", action="store_true", help="rows of torch.compile of the reference too: minutes more")
+    parser.addoption(
+        "--quick", action="store_true", help="one round of each row: a rehearsal, whose figures are worth little"
+    )
+    parser.addoption("--rows", help="append each row to this file as soon as it is measured, for rows.py")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -73,6 +78,10 @@ def photos():
     return torch.stack(crops)
 
 
+def pytest_sessionstart(session):
+    append(session.config, {"machine": measure.machine()})
+
+
 @pytest.fixture(scope="session")
 def ceilings(request):
     """device -> its copy bandwidth and matrix rates, measured once in this session (CPU: one thread)."""
@@ -82,13 +91,14 @@ def ceilings(request):
         if device not in CEILINGS:
             with measure.threads(1):
                 CEILINGS[device] = measure.measure_ceilings(device, small)
+            append(request.config, {"ceilings": {device: CEILINGS[device]}})
         return CEILINGS[device]
 
     return of
 
 
 @pytest.fixture
-def row(benchmark, ceilings):
+def row(request, benchmark, ceilings):
     """Time ``call()`` as one row of the report; returns nothing, the figures go into ``benchmark.extra_info``."""
 
     def run(
@@ -127,7 +137,11 @@ def row(benchmark, ceilings):
         once = time.perf_counter() - start
         iterations = max(1, math.ceil(1e-3 / once))  # a round takes a millisecond at least
         rounds = min(most, max(least, int(seconds / (once * iterations))))
-        benchmark.pedantic(call, rounds=rounds, iterations=iterations, warmup_rounds=1 if once < 1 else 0)
+        if request.config.getoption("quick"):
+            rounds = 1
+        benchmark.pedantic(
+            call, rounds=rounds, iterations=iterations, warmup_rounds=1 if once < 1 and rounds > 1 else 0
+        )
         median = benchmark.stats.stats.median
         if "extra_mb" not in info and os.access("/proc/self/clear_refs", os.W_OK):
             extra["extra_mb"] = memory.peak(call, device) / memory.MB
@@ -140,7 +154,27 @@ def row(benchmark, ceilings):
             extra["gflop_per_s"] = flops / median / 1e9
             extra["share_of_matmul"] = flops / median / 1e9 / ceilings(device)[f"matmul_{dtype}_gflop_s"]
 
-    return run
+    yield run
+    if benchmark.enabled and benchmark.stats is not None and "subject" in benchmark.extra_info:
+        stats = {k: getattr(benchmark.stats.stats, k) for k in STATISTICS if k != "iterations"}
+        append(request.config, trim(benchmark, {**stats, "iterations": benchmark.stats.iterations}) | {"load": load()})
+
+
+def append(config, content: dict) -> None:
+    """A line of the file that --rows names."""
+    if path := config.getoption("rows"):
+        with open(path, "a") as file:
+            file.write(json.dumps(rounded(content)) + "\n")
+
+
+def load() -> float:
+    """Processes that wanted a core in the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
+def trim(benchmark, stats: dict) -> dict:
+    """What is kept of a row."""
+    return {"name": benchmark.name, "group": benchmark.group, "stats": stats, "info": benchmark.extra_info}
 
 
 # ---- the JSON --------------------------------------------------------------------------------------------------------
@@ -154,9 +188,8 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
         stats = {k: b["stats"][k] for k in STATISTICS}
         rows.append({"name": b["name"], "group": b["group"], "stats": rounded(stats), "info": rounded(b["extra_info"])})
     output_json.clear()
-    load = round(os.getloadavg()[0], 2)
     output_json.update(
-        format=1, machine=measure.machine(), load_at_end=load, ceilings=rounded(CEILINGS), benchmarks=rows
+        format=1, machine=measure.machine(), load_at_end=load(), ceilings=rounded(CEILINGS), benchmarks=rows
     )
 
 

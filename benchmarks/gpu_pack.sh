@@ -8,13 +8,13 @@
 # time, TORCH_CUDA_ARCH_LIST another GPU (default 9.0).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3} pack=$PWD/build/gpu_pack objects=$PWD/build/gpu_pack_objects
+python=${PYTHON:-python3} pack=$PWD/build/gpu_pack objects=$PWD/build # those of other builds are used where they are new
 # threads x blocks of a multiprocessor, bytes: 65,536 registers / (threads x blocks) are a thread's; 512x2-1g is the wheel's
 variants=(512x1-1g 256x4-1g 256x4-4g 256x2-1g 512x2-4g)
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=(wheel tests variants photographs)
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0} MAX_JOBS=${MAX_JOBS:-2} SHAMISA_CUDA=1
-mkdir -p "$pack" "$objects"
+mkdir -p "$pack/logs"
 
 # what ptxas says of every kernel: its name, then registers and spills
 registers() { grep -E "Compiling entry|Used [0-9]+ registers|spill" "$1" | c++filt | sed 's/^ptxas info *: *//' || true; }
@@ -23,32 +23,31 @@ registers() { grep -E "Compiling entry|Used [0-9]+ registers|spill" "$1" | c++fi
 setup() {
   local name=$1
   shift
-  if ! "$python" setup.py build --build-base "$objects" "$@" >"$objects/$name.log" 2>&1; then
-    tail -n 40 "$objects/$name.log" >&2
+  if ! "$python" setup.py "$@" >"$pack/logs/$name.log" 2>&1; then
+    tail -n 40 "$pack/logs/$name.log" >&2
     return 1
   fi
 }
 
 # the object whose flags differ is made anew; no other depends on them
-forget() { find "$objects" -name distort.o -path '*cuda*' -delete; }
+forget() { find "$objects"/temp.* -name distort.o -path '*/cuda/*' -delete 2>/dev/null || true; }
 
 part_wheel() {
-  rm -f "$pack"/*.whl
+  rm -rf "$pack"/*.whl build/lib.* # what was removed from the package would stay in the wheel
   forget
   NVCC_APPEND_FLAGS="-Xptxas=-v" setup wheel bdist_wheel --dist-dir "$pack"
-  registers "$objects/wheel.log" >"$objects/registers.new" # of what was compiled now; the rest is in the last file
-  grep -q distort_images "$objects/registers.new" && mv "$objects/registers.new" "$pack/registers.txt"
+  registers "$pack/logs/wheel.log" >"$pack/registers.txt" # of what was compiled now, distort_images at least
 }
 
 part_tests() {
   local generator=()
   command -v ninja >/dev/null && generator=(-G Ninja)
-  cmake -S . -B "$objects/native" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release \
-    -DCMAKE_CUDA_ARCHITECTURES="${TORCH_CUDA_ARCH_LIST//./}" >"$objects/tests.log"
-  cmake --build "$objects/native" -j "$MAX_JOBS" --target kernels_gpu relations_gpu >>"$objects/tests.log" ||
-    { tail -n 40 "$objects/tests.log" >&2; return 1; }
+  cmake -S . -B "$objects/gpu_pack_tests" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release \
+    -DCMAKE_CUDA_ARCHITECTURES="${TORCH_CUDA_ARCH_LIST//./}" >"$pack/logs/tests.log"
+  cmake --build "$objects/gpu_pack_tests" -j "$MAX_JOBS" --target kernels_gpu relations_gpu >>"$pack/logs/tests.log" ||
+    { tail -n 40 "$pack/logs/tests.log" >&2; return 1; }
   mkdir -p "$pack/tests"
-  find "$objects/native" -name '*_gpu' -type f -exec cp {} "$pack/tests" \;
+  find "$objects/gpu_pack_tests" -name '*_gpu' -type f -exec cp {} "$pack/tests" \;
 }
 
 part_variants() {
@@ -61,7 +60,7 @@ part_variants() {
       setup "$name" build_ext --build-lib "$pack/variants/$name"
     mv "$pack/variants/$name/shamisa/_C_cuda.abi3.so" "$pack/variants/$name/"
     rm -r "$pack/variants/$name/shamisa" # the other libraries are those of the wheel
-    registers "$objects/$name.log" | grep -A3 distort_images >"$pack/variants/$name/registers.txt"
+    registers "$pack/logs/$name.log" | grep -A3 distort_images >"$pack/variants/$name/registers.txt"
   done
   forget # so that no later build takes the last variant for its own
 }
@@ -85,22 +84,26 @@ for split in ("train", "test"):
 PY
 }
 
-for part in "${parts[@]}"; do
-  declare -F "part_$part" >/dev/null || { echo "parts: wheel tests variants photographs, got $part" >&2; exit 2; }
-done
-for part in "${parts[@]}"; do
-  start=$SECONDS
-  "part_$part"
-  echo "$part: $((SECONDS - start)) s"
-done
-cd "$pack"
-find . -type f ! -name MANIFEST.txt -printf '%s %P\n' | sort -k2 | while read -r bytes file; do
-  printf '%10d  %s  %s\n' "$bytes" "$(sha256sum "$file" | cut -c1-16)" "$file"
-done >MANIFEST.txt
-cat MANIFEST.txt
-total=$(awk '{ n += $1 } END { print n }' MANIFEST.txt)
-printf '%10d  bytes in all\n' "$total"
-if [ "$total" -gt $((${LIMIT_MB:-60} << 20)) ]; then
-  echo "more than ${LIMIT_MB:-60} MiB" >&2
-  exit 1
-fi
+main() { # bash reads a script as it goes: a function is read whole, so that a changed file cannot confuse a run
+  local part start total
+  for part in "${parts[@]}"; do
+    declare -F "part_$part" >/dev/null || { echo "parts: wheel tests variants photographs, got $part" >&2; exit 2; }
+  done
+  for part in "${parts[@]}"; do
+    start=$SECONDS
+    "part_$part"
+    echo "$part: $((SECONDS - start)) s"
+  done
+  cd "$pack"
+  find . -type f ! -name MANIFEST.txt ! -path './logs/*' -printf '%s %P\n' | sort -k2 | while read -r bytes file; do
+    printf '%10d  %s  %s\n' "$bytes" "$(sha256sum "$file" | cut -c1-16)" "$file"
+  done >MANIFEST.txt
+  cat MANIFEST.txt
+  total=$(awk '{ n += $1 } END { print n }' MANIFEST.txt)
+  printf '%10d  bytes in all\n' "$total"
+  if [ "$total" -gt $((${LIMIT_MB:-60} << 20)) ]; then
+    echo "more than ${LIMIT_MB:-60} MiB" >&2
+    exit 1
+  fi
+}
+main

@@ -258,7 +258,7 @@ def loss(s: Section) -> str:
 
 
 def step(s: Section) -> str:
-    rows = []
+    rows, beside = [], any("share_of_encoder" in row["info"] for _, _, row in s.rows())
     for subject, who, row in s.rows():
         split = row["info"].get("split_ms", {})
         parts = ", ".join(f"{k} {number(v)}" for k, v in split.items())
@@ -272,8 +272,13 @@ def step(s: Section) -> str:
             number(row["info"].get("extra_mb")),
             calls(row),
         ]
+        if beside:
+            share = row["info"].get("share_of_encoder")
+            cells.insert(2, f"{share:.1%}" if share else "")
         rows.append([f"{subject}: {who} ({threads} thread{'s'[: threads > 1]})", *cells])
     head = ("training step", "ms", "images/s", "split, ms", "max error of the loss", "of ceiling", "peak extra MB")
+    if beside:
+        head = (*head[:3], "of the encoder's own rate", *head[3:])
     return table((*head, "rounds of 4 steps"), rows)
 
 
@@ -305,6 +310,7 @@ SECTIONS = {
     "step": step,
     "probe": plain("probe"),
     "loader": plain("loader, images are photographs read"),
+    "scorer": plain("scores, images are photographs"),
 }
 
 
@@ -316,8 +322,9 @@ def comparisons(result: dict) -> list[tuple[str, str, str, dict, dict]]:
             for subject, group in Section(result, name, device).subjects.items():
                 ours = next((row for who, row in group.items() if who in OURS), None)
                 for who, row in group.items() if ours else ():
-                    # References do more than decoding, or less
-                    if row is not ours and row["info"]["threads"] == 1 and not who.startswith("References"):
+                    # References do more than decoding, or less; a step can be no faster than its encoder
+                    other_work = who.startswith(("References", "encoder alone"))
+                    if row is not ours and row["info"]["threads"] == 1 and not other_work:
                         found.append((device, subject, who, row, ours))
     return found
 

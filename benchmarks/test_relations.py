@@ -133,7 +133,8 @@ LOSSES = [
     for B in (GROWTH if who != "compiled" else GROWTH[::2])  # each compiles for half a minute and more
     if B <= most
 ]
-ALL_THREADS = "native, all threads"
+ALL_THREADS, GRAPH = "native, all threads", "native, CUDA graph"
+LOSSES += [("cuda", GRAPH, B) for B in (2, 16, 128)]  # as a graphed training step has it: the host launches nothing
 LOSSES += [("cpu", ALL_THREADS, B) for B in GROWTH[:5]]
 
 
@@ -148,6 +149,24 @@ def wanted_of(device: str, B: int) -> list[torch.Tensor] | str:
         return [x.cpu() for x in step(*leaves)]
 
 
+def graphed(step, leaves):
+    """A call that replays a CUDA graph of step(*leaves) and gives what it wrote."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is made once is made before the recording
+        step(*leaves)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step(*leaves)
+
+    def call(*_):
+        graph.replay()
+        return out
+
+    return call
+
+
 @pytest.mark.parametrize("device, who, B", [c for c in LOSSES if c[0] in DEVICES])
 def test_loss(row, benchmark, device, who, B):
     """Value and gradients of the published objective with F = 2048, E = 768."""
@@ -159,6 +178,8 @@ def test_loss(row, benchmark, device, who, B):
         pytest.skip("one core")
     step, leaves = objective(B, F, E, device)
     call = measure.compiled_reference(step, *leaves) if who == "compiled" else step
+    if who == GRAPH:
+        call = graphed(step, leaves)
 
     def run():
         with backend_context(who):
@@ -171,7 +192,7 @@ def test_loss(row, benchmark, device, who, B):
         if not isinstance(found, str):
             with measure.threads(count):
                 found = errors(run(), found)
-    if who != ALL_THREADS and (benchmark.enabled or (B == 1 and who == "native")):
+    if who not in (ALL_THREADS, GRAPH) and (benchmark.enabled or (B == 1 and who == "native")):
         extra = measure.peak_extra("loss", B=B, row=who, device=device)
     with measure.threads(count):
         row(

@@ -23,9 +23,9 @@ from .measuring.allocator import keep_freed_memory
 from .measuring.machine import machine
 from .measuring.profiling import Stopwatch, all_threads, threads, time_rounds
 from .measuring.workloads import SIZE, Case, E, F, make_cases
+from .networks.devices import choose_device
 from .ops import TABLE, backend_context, has_kernel, how_to_compile
 from .training.config import EMBEDDED, resolve
-from .training.parallel import choose_device
 from .training.trainer import Trainer
 
 TITLES = {

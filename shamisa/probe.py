@@ -32,13 +32,14 @@ from .datasets import iqa_sets, splits
 from .datasets.labels import QUALITY, LabelError, Labels, find_files, find_references, read_csv
 from .datasets.splits import Split
 from .files import printable
+from .measuring.versions import versions
+from .networks.devices import choose_device
 from .networks.encoders import LAST, describe, features_of, name_of
 from .networks.models import Encoder
 from .scoring import ridge
 from .scoring.features import CROPS, SCALES, Extractor, Features, extract, extract_difference
 from .scoring.protocol import finite, group_table, median, median_groups, probe_split, table, without
 from .training import runs
-from .training.parallel import choose_device
 
 UNTRAINED = "untrained:"  # --checkpoint untrained:torchvision/resnet50
 IMAGENET = "imagenet:"  # --checkpoint imagenet:torchvision/resnet50
@@ -395,7 +396,7 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
             "protocol": describe_protocol(given),
             "splits": [{"origin": s.origin, "hash": h} for s, h in zip(chosen, hashes, strict=True)],
             "encoders": records,
-            "versions": _versions(),
+            "versions": versions(),
         }
     )
     n = first.numbers
@@ -469,12 +470,6 @@ def open_folder(given: argparse.Namespace, name: str) -> Path:
         Path(folder).mkdir(parents=True, exist_ok=True)
     (out / "results.json").unlink(missing_ok=True)
     return out
-
-
-def _versions() -> dict:
-    from .training.config import versions
-
-    return versions()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,7 +26,6 @@ from .data.formats import shorten
 from .distortions import DISTORTIONS
 from .measuring.allocator import keep_freed_memory
 from .networks.encoders import features_of, name_of
-from .networks.models import Learner
 from .ops import has_kernel
 from .reports import plots
 from .scoring import demo
@@ -34,6 +33,7 @@ from .training import config as configuration
 from .training import dryrun, embeddings, loggers, runs
 from .training.check import Check
 from .training.config import Config
+from .training.learner import Learner
 from .training.parallel import Processes, launched
 from .training.trainer import Trainer, TrainingError, header, last_checkpoint
 
@@ -62,7 +62,7 @@ def prepare(
 ) -> tuple[Trainer, runs.Run]:
     """Check everything, then make the new folder ``out``, or go back to the last checkpoint of the run ``resume``.
 
-    ``encoder``: any module in place of the configuration's encoder, see ``models.Learner``.
+    ``encoder``: any module in place of the configuration's encoder, see ``learner.Learner``.
 
     Every process must call it. Of several processes only the main one writes; the others must see the same files.
 
@@ -338,6 +338,8 @@ def main(argv: list[str] | None = None) -> int:
         return end(f"interrupted; {kept}", 128 + (trainer.signal or signal.SIGTERM))
     if speaks and not options.dry_run:
         print(f"finished: {run.path}")
+        if trainer.config.demo:
+            print("a photograph of yours is scored by the packaged model: shamisa score PHOTO")
     return 0
 
 

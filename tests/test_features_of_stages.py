@@ -11,7 +11,7 @@ from torch import nn
 from shamisa import hub, metric
 from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD, normalize
 from shamisa.export import export, load_program
-from shamisa.networks.models import Encoder, Learner
+from shamisa.networks.models import Encoder
 from shamisa.networks.stages import EPS
 from shamisa.probe import open_encoder
 from shamisa.score import Scorer, load_scorer
@@ -21,6 +21,7 @@ from shamisa.scoring.quality import QualityNet, load_quality_net
 from shamisa.scoring.ridge import Regressor
 from shamisa.training import runs
 from shamisa.training.config import Config
+from shamisa.training.learner import Learner
 from shamisa.training.trainer import Trainer
 
 SMALL = "shamisa/small"

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_check.sh"
+STAGES = "build agreement ceilings speed steps scorer sanitizer tests variants train".split()
 STAND_IN = """#!/usr/bin/env bash
 case "$*" in
   *agreement.py*) {agreement} ;;
   *ceilings.py*) echo ran >>"$OUT/ceilings.txt" ;;
+  *zipfile*) mkdir -p "${{!#}}" ;;
+  *xdist*) exit 1 ;;
+  *) {others} ;;
 esac
 """
 
@@ -23,11 +27,12 @@ esac
 def check(tmp_path):
     """Run the script with what the agreement stage does; gives (process, output folder)."""
 
-    def run(agreement: str, *words: str, **environment: str):
+    def run(agreement: str, *words: str, others: str = "exit 0", **environment: str):
         python, out = tmp_path / "python", tmp_path / "out"
-        python.write_text(STAND_IN.format(agreement=agreement))
+        python.write_text(STAND_IN.format(agreement=agreement, others=others))
         python.chmod(0o755)
-        given = {**os.environ, "PYTHON": str(python), "OUT": str(out), **environment}
+        folders = {"OUT": str(out), "WORK": str(tmp_path / "work"), "PACK": str(tmp_path / "pack")}
+        given = {**os.environ, "PYTHON": str(python), **folders, **environment}
         command = ["bash", str(SCRIPT), "--no-gpu", *words]
         return subprocess.run(command, env=given, capture_output=True, text=True, timeout=60), out
 
@@ -48,6 +53,27 @@ def test_others_run(check, agreement, verdict):
     with tarfile.open(out / "logs.tar.gz") as logs:
         assert {"./agreement.log", "./ceilings.log"} <= set(logs.getnames())
     assert [line.split()[0] for line in done.stdout.splitlines()[-2:]] == ["agreement", "ceilings"]  # the table is last
+
+
+def test_every_stage_runs_and_one_screen_shows_them(check, tmp_path):
+    """The whole list, with an interpreter that fails in all it is asked: no stage needs another to be reported."""
+    cmake = tmp_path / "bin/cmake"  # which would build for minutes
+    cmake.parent.mkdir()
+    cmake.write_text("#!/bin/sh\nexit 5\n")
+    cmake.chmod(0o755)
+    path = f"{cmake.parent}:{os.environ['PATH']}"
+    done, out = check("exit 3", others="exit 4", TOTAL="50", LIMIT="4", PATH=path)
+    assert done.returncode == 1
+    assert list(verdicts(out)) == STAGES
+    table = done.stdout[done.stdout.rindex("\n\n") :].strip().splitlines()
+    assert [line.split()[0] for line in table] == STAGES and len(table) <= 24
+
+
+def test_the_wheel_built_beforehand_is_used(check, tmp_path):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack/shamisa-0-cp310-abi3-linux_x86_64.whl").touch()
+    _, out = check('echo "$PYTHONPATH" >"$OUT/path.txt"', "agreement")
+    assert (out / "path.txt").read_text().startswith(str(tmp_path / "work/site"))
 
 
 def test_resume_runs_only_what_did_not_pass(check):

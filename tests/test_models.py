@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shamisa.networks.models import Encoder, Learner, Projector
+from shamisa.networks.models import Encoder
 from shamisa.training.config import Config
+from shamisa.training.learner import Learner, Projector
 
 try:
     import torchvision

@@ -13,12 +13,13 @@ from torch import nn
 
 from shamisa import probe, train
 from shamisa.engine import IMAGENET_MEAN
-from shamisa.networks.models import Encoder, Learner
+from shamisa.networks.models import Encoder
 from shamisa.score import Scorer
 from shamisa.scoring import features
 from shamisa.scoring.ridge import Regressor
 from shamisa.training import runs
 from shamisa.training.config import Config
+from shamisa.training.learner import Learner
 from shamisa.training.trainer import Trainer
 
 

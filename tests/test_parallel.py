@@ -20,12 +20,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from shamisa import train
-from shamisa.networks.models import Learner
+from shamisa.networks.devices import choose_device
 from shamisa.relations import RelationOptions
 from shamisa.training import config as configuration
 from shamisa.training import runs
 from shamisa.training.config import Config
-from shamisa.training.parallel import Processes, SharedBatchNorm, choose_device
+from shamisa.training.learner import Learner
+from shamisa.training.parallel import Processes, SharedBatchNorm
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch was built without torch.distributed"
@@ -410,13 +411,11 @@ def test_names_of_photographs_are_no_lost_process(photos, tmp_path, monkeypatch)
 
 
 def test_devices_of_several_processes():
-    processes = Processes()
-    processes.world_size, processes.local_rank = 2, 99
-    assert choose_device("cpu", processes).type == "cpu"
+    assert choose_device("cpu", 99).type == "cpu"
     with pytest.raises(ValueError, match="of several processes must be auto, cpu or cuda, got 'cuda:1'"):
-        choose_device("cuda:1", processes)
+        choose_device("cuda:1", 99)
     with pytest.raises(ValueError, match="device cuda:99 is not there"):
-        choose_device("cuda", processes)
+        choose_device("cuda", 99)
     for name in ("gpu", "cpu:0", "cuda:", "cuda:-1", "cuda:x", ""):
         with pytest.raises(ValueError, match=f"device must be auto, cpu, cuda or cuda:N, got '{name}'"):
             choose_device(name)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_models import tiny_config
 
-from shamisa.networks.models import Learner
 from shamisa.training import runs
+from shamisa.training.learner import Learner
 
 HEADER = {"config": {"a": 1}, "versions": {}}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ..ops import backends
-from ..training.config import versions
 from .profiling import all_threads
+from .versions import versions
 
 
 def cpu_model() -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import probe
 from ..datasets import iqa_sets, splits
 from ..datasets.labels import LabelError, Labels, read_csv
+from ..measuring.versions import versions
 from ..networks.encoders import describe
 from ..scoring import metrics, ridge
 from ..scoring.protocol import finite, median, probe_split, without
@@ -119,7 +120,7 @@ def run_cross(given: argparse.Namespace, encoder: torch.nn.Module | None = None)
             },
             **faults,
             "encoders": records,
-            "versions": probe._versions(),
+            "versions": versions(),
         }
     )
     runs.write_json(out / "cross.json", results)

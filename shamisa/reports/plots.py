@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..engine import DistortionEngine, Plan
 from ..files import printable
-from ..sheet import draw_grid
+from .grids import draw_grid
 
 TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
 

@@ -171,36 +171,6 @@ class Processes:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model) if device.type == "cuda" else _convert(model)
 
 
-def choose_device(name: str, processes: Processes | None = None) -> torch.device:
-    """The rule of every --device: auto (a GPU if there is one), cpu, cuda or cuda:N -> a device that works.
-
-    Of several processes each takes the GPU of its number on this machine.
-
-    Raises:
-        ValueError: another name, a device that is not there or cannot be used, or a number where several processes
-            share the machine.
-    """
-    processes = processes or Processes()
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    kind, _, number = ("cuda" if count else "cpu").partition(":") if name == "auto" else name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())) or name.endswith(":"):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    if kind == "cpu":
-        return torch.device("cpu")
-    if processes.world_size > 1:
-        if number:
-            raise ValueError(f"device of several processes must be auto, cpu or cuda, got {name!r}")
-        number = str(processes.local_rank)
-    found = f"cuda:{int(number)}" if number else "cuda"
-    if int(number or 0) >= count:
-        raise ValueError(f"device {found} is not there: torch {torch.__version__} finds {count} CUDA devices")
-    try:
-        torch.empty(1, device=found)
-    except RuntimeError as error:  # a driver or a GPU that refuses
-        raise ValueError(f"device {found} cannot be used: {str(error).splitlines()[0]}") from None
-    return torch.device(found)
-
-
 # ---- batch normalisation on the CPU ----------------------------------------------------------------------------------
 class _Sum(torch.autograd.Function):
     """Sum over the processes; every process's loss depends on it, so its gradients are summed as well."""

@@ -30,15 +30,18 @@ from ..data.shards import names_shards
 from ..distortions import DISTORTIONS
 from ..engine import DistortionEngine, Plan, normalize
 from ..measuring.profiling import Recording, Stopwatch
+from ..measuring.versions import versions
+from ..networks.devices import choose_device
 from ..networks.encoders import name_of, normalization, recorded
-from ..networks.models import Learner, check_record
+from ..networks.models import check_record
 from ..networks.weights import load_matching
 from ..ops import has_kernel
 from ..relations import RelationOutput
 from . import check, embeddings, graphed, loggers, runs
 from . import config as configuration
 from .config import Config
-from .parallel import Processes, choose_device
+from .learner import Learner
+from .parallel import Processes
 
 TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
 
@@ -64,7 +67,7 @@ class Waiting:
 class Trainer:
     """All that is needed for steps: built, and so checked, before a run folder is made.
 
-    Building it speaks to no other process; ``connect`` does. ``encoder``: any module, see ``models.Learner``.
+    Building it speaks to no other process; ``connect`` does. ``encoder``: any module, see ``learner.Learner``.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Trainer:
     ) -> None:
         self.processes = processes or Processes()
         self.config, self.quiet = config, quiet or not self.processes.main
-        self.device = choose_device(config.device, self.processes)
+        self.device = choose_device(config.device, self.processes.local_rank if self.processes.several else None)
         if self.device.index is not None:
             torch.cuda.set_device(self.device)  # events, streams and graphs are those of the current device
         self.precision = choose_precision(config.precision, self.device)
@@ -516,5 +519,5 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 
 def header(config: Config, world_size: int = 1) -> dict:
     """What stands in config.json, in the first line of metrics.jsonl and in every checkpoint."""
-    record = {"config": configuration.to_record(config), "versions": configuration.versions()}
+    record = {"config": configuration.to_record(config), "versions": versions()}
     return record | {"processes": world_size}
