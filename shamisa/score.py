@@ -60,12 +60,8 @@ class Scorer:
     Args:
         encoder: any module, images [N, 3, crop, crop] normalised by its mean and std -> h [N, F].
         regressor: fitted on features of this very encoder.
-<<<<<<< HEAD
         view: viewing size of photographs, pixels of the longer side or "full"; "fitted": that of the regressor.
-        device, batch, workers, truncated: see ``features.Extractor``.
-=======
         device, batch, workers, truncated, runtime: see ``features.Extractor``.
->>>>>>> main
 
     Raises:
         ValueError: the regressor was fitted on features of another encoder, other features of it, or images normalised
@@ -169,23 +165,18 @@ def load_scorer(
     Raises:
         ValueError, RuntimeError: files that cannot be read or do not belong together; a device that is not there.
     """
-<<<<<<< HEAD
     chosen = choose_device(device)
     if view != FITTED:
         check_view(view)
     encoder, fitted = open_pair(checkpoint, regressor)
-    options = {"view": view, "device": chosen, "batch": batch, "workers": workers, "truncated": truncated}
-=======
-    fitted, chosen = Regressor.load(regressor), choose_device(device)  # before the encoder, which takes longer
-    encoder = open_encoder(checkpoint)
-    wanted = recorded(fitted.about, str(regressor))["features"]
-    if isinstance(encoder, Encoder) and encoder.features != wanted:
-        try:
-            encoder.select(wanted)
-        except ValueError as error:
-            raise ValueError(f"{regressor} does not fit the checkpoint: {error}") from None
-    options = {"device": chosen, "batch": batch, "workers": workers, "truncated": truncated, "runtime": runtime}
->>>>>>> main
+    options = {
+        "view": view,
+        "device": chosen,
+        "batch": batch,
+        "workers": workers,
+        "truncated": truncated,
+        "runtime": runtime,
+    }
     return Scorer(encoder, fitted, **options)
 
 
@@ -399,12 +390,7 @@ def run(given: argparse.Namespace) -> int:
     paths, closed = gather(given.paths, others)
     if others:
         print(describe_ignored(others), file=sys.stderr)
-<<<<<<< HEAD
     scorer = open_scorer(given)
-=======
-    options = {name: getattr(given, name) for name in ("device", "batch", "workers", "truncated", "runtime")}
-    scorer = load_scorer(given.checkpoint, given.regressor, **options)
->>>>>>> main
     meta = {
         "encoder_hash": scorer.extractor.hash,
         "regressor": scorer.regressor.about,
@@ -444,7 +430,7 @@ def run(given: argparse.Namespace) -> int:
 
 def open_scorer(given: argparse.Namespace) -> Scorer:
     """The scorer that the command line asks for."""
-    names = ("view", "device", "batch", "workers", "truncated")
+    names = ("view", "device", "batch", "workers", "truncated", "runtime")
     return load_scorer(given.checkpoint, given.regressor, **{name: getattr(given, name) for name in names})
 
 

@@ -27,12 +27,8 @@ from ..data.photos import MAX_PIXELS, PhotoError, read_photo
 from ..engine import normalize
 from ..files import hash_file, printable
 from ..networks.encoders import describe, is_plain, normalization
-<<<<<<< HEAD
 from .crops import CROPS, FULL, SCALES, check_view, views
-=======
-from .crops import CROPS, SCALES, views
 from .runtimes import check_runtime, compile_encoder
->>>>>>> main
 
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
 _LARGE = 10_000_000  # pixels from which memory is returned after a photograph, which takes milliseconds
@@ -151,13 +147,9 @@ class Extractor:
         self._room = _Room(PIXELS_TOGETHER)
         self.cache = None
         if cache is not None:
-<<<<<<< HEAD
             seen = "" if self.view is None else f"-w{self.view}"
-            self.cache = Path(cache) / f"{self.hash[:16]}-c{crop}{seen}-v{_FORMAT}"
-=======
             by = "" if runtime == "torch" else f"-{runtime}"  # other rounding
-            self.cache = Path(cache) / f"{self.hash[:16]}-c{crop}-v{_FORMAT}{by}"
->>>>>>> main
+            self.cache = Path(cache) / f"{self.hash[:16]}-c{crop}{seen}-v{_FORMAT}{by}"
             self.cache.mkdir(parents=True, exist_ok=True)
 
     @torch.inference_mode()

@@ -249,7 +249,7 @@ class Service:
         def work() -> Upload:
             with extractor.admission() as admit:
                 photo = decode_photo(data, "upload", self.limits, admit, note=lambda remark: None)
-                return Upload(views(photo, extractor.crop), photo.shape[2], photo.shape[1])
+                return Upload(views(photo, extractor.crop, extractor.view), photo.shape[2], photo.shape[1])
 
         return within(self.limits.max_seconds, "upload", work)
 
