@@ -36,17 +36,17 @@ from .data.formats import count as count_of
 from .data.formats import describe_ignored, shorten
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .datasets.labels import describe_scale
-from .files import printable
+from .files import printable, write_json, write_text
+from .networks.checkpoints import read_json
 from .networks.devices import choose_device
 from .networks.encoders import check_fit, name_of, recorded
 from .networks.models import Encoder
-from .probe import open_encoder
 from .scoring.crops import check_view
 from .scoring.features import Extractor
+from .scoring.inputs import open_encoder
 from .scoring.quality import to_levels
 from .scoring.ridge import Regressor
 from .scoring.runtimes import RUNTIMES
-from .training.runs import read_json, write_json, write_text
 
 COLUMNS = ("file", "score", "raw", "error")
 FORMATS = (".csv", ".jsonl")
