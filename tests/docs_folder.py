@@ -1,5 +1,5 @@
 """The folder in which the documentation's blocks run: photographs, label files, a run and a regressor under the names that
-the pages use, and a shell in which ``shamisa train`` and ``torchrun`` are kept short."""
+the pages use, and a shell in which training and probing are kept short."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def save(image: torch.Tensor, path: Path) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables of a shell in which ``shamisa train`` makes two short steps, whatever else it is told."""
+    """Variables of a shell in which training makes two short steps and the probe one split, whatever else they are told."""
     there = folder / "bin"
     there.mkdir(exist_ok=True)
     for name in ("shamisa", "python"):
@@ -71,6 +71,7 @@ WRAPPER = """#!/usr/bin/env bash
 name=$(basename "$0")
 if [ "$name" = shamisa ]; then set -- -m "shamisa.${{1:-}}" "${{@:2}}"; fi
 if [ "${{1:-}}" = -m ] && [ "${{2:-}}" = shamisa.distort ]; then set -- -m shamisa distort "${{@:3}}"; fi
+if [ "${{1:-}}" = -m ] && [ "${{2:-}}" = shamisa.probe ]; then set -- "$@" --crop 96 --splits 1; fi
 if [ "${{1:-}}" = -m ] && [ "${{2:-}}" = shamisa.train ]; then
   case " $* " in
     *" --resume "*) set -- "$@" --steps 3 ;;
