@@ -64,4 +64,6 @@ def on_post_build(config):
 def _mathml(latex: str, block: bool) -> str:
     for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
         latex = latex.replace(entity, character)
-    return convert(latex.strip(), display="block" if block else "inline")
+    if block:
+        return f'<div class="equation">{convert(latex.strip(), display="block")}</div>'
+    return convert(latex.strip())
