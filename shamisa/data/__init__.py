@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from .embedded import EmbeddedPhotos, dead_leaves
 from .opening import READERS, make_references, open_photos
-from .photos import (
-    EXTENSIONS,
-    EncodedPhotos,
-    PhotoError,
-    PhotoFiles,
-    PhotoFolder,
-    PhotoList,
-    Photos,
-    read_photo,
-)
+from .photos import EXTENSIONS, EncodedPhotos, PhotoError, PhotoFiles, PhotoFolder, PhotoList, Photos, read_photo
 from .readers import References
 from .shards import PhotoShards
 
