@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from shamisa.data.photos import read_photo
+from shamisa.data.photos import PhotoError, read_photo
 from shamisa.datasets.labels import Labels, find_files, read_csv
 from shamisa.datasets.splits import Split, make_splits
 from shamisa.files import write_json
@@ -143,8 +143,10 @@ def shipped(paths: list[Path]) -> np.ndarray:
     """Scores [n] of the packaged model."""
     from shamisa import load_scorer
 
-    scorer = load_scorer()
-    return np.array([scorer(p) for p in tqdm(paths, desc="shipped", unit="image")])
+    found = list(tqdm(load_scorer().stream([str(p) for p in paths]), total=len(paths), desc="shipped", unit="image"))
+    if failed := [f for f in found if isinstance(f, PhotoError)]:
+        raise ValueError(f"cannot read {failed[0]}")
+    return np.array([score for _, score, _ in found])
 
 
 def rows(given: argparse.Namespace, labels: Labels, paths: list[Path], splits: list[Split]) -> list[dict]:
