@@ -32,10 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from shamisa import ops
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FIRST_SECONDS, CASE_SECONDS = (
-    60.0,
-    20.0,
-)  # until the first row of a process, and between two: a kernel that hangs is stopped
+# until the first row of a process, and between two: a kernel that hangs is stopped
+FIRST_SECONDS, CASE_SECONDS = 60.0, 20.0
 STARTS = 8  # processes at most
 
 
