@@ -12,11 +12,11 @@ from .files import printable
 COMMANDS = {
     "train": "train an encoder without labels (without arguments: a short demonstration)",
     "probe": "fit a ridge regressor on frozen features and report SRCC and PLCC",
-    "score": "score photographs with a trained encoder and a regressor",
+    "score": "score photographs with the packaged model, or with a trained encoder and a regressor",
     "serve": "serve scores over HTTP, with a page to drop a photograph on",
-    "export": "export encoder and regressor as one program, .onnx or .pt2",
+    "export": "export the packaged model, or encoder and regressor, as one program, .onnx or .pt2",
     "data": "check photographs, or pack them into tar shards",
-    "distort": "draw the distortions of a photograph: all 26 at 5 levels, or random compositions",
+    "distort": "draw the distortions of a photograph: each at 5 levels, or random compositions",
     "bench": "measure the engine and the objective on this machine",
 }
 

@@ -43,7 +43,9 @@ class Distortion:
     min_size: int
 
     def value_at(self, severity: float) -> float:
-        """``value_at`` of one number: raw parameter at a position in 0..4 of the levels, not rounded."""
+        """``value_at`` of one number: raw parameter at a position in 0..4 of the levels, not rounded; ValueError elsewhere."""
+        if not 0 <= severity <= 4:  # NaN fails too
+            raise ValueError(f"severity must lie in [0, 4], got {severity}")
         below = min(int(severity), 3)
         return self.levels[below] + (self.levels[below + 1] - self.levels[below]) * (severity - below)
 

@@ -19,11 +19,14 @@ from .distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
 from .randomness import derive_key, words
 from .reference.distort import SOURCE_TYPES, check_size, check_sizes
 from .reference.philox import DOMAIN_IMAGE, DOMAIN_PLAN, DOMAIN_VIEW, index, normal_pair, uniform
+from .reference.ranges import check_severity
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SEVERITY_SIGMA = 2.5  # severities are clip(|N(0, 2.5)|, 0, 4)
 _FORMAT = 1  # of the JSON of a plan
+# what kernels accept, by op code; as float32, like the values of a plan
+_LOW, _HIGH = (torch.tensor([getattr(r, n) for r in DISTORTIONS.values()], device="cpu") for n in ("low", "high"))
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,17 @@ class Plan:
             raise ValueError("varying must lie in 0..length-1")
         if not bool(((torch.arange(D, device="cpu") < self.length.unsqueeze(-1)) == (self.opcode >= 0)).all()):
             raise ValueError("opcode must be >= 0 in the first `length` stages and -1 after them")
-        if not bool((torch.isfinite(self.value) & (self.severity >= 0) & (self.severity <= 4)).all()):
-            raise ValueError("value must be finite and severity in 0..4")
+        check_severity("severity", self.severity)
+        code = self.opcode.unsqueeze(2).expand_as(self.value)
+        fits = (self.value >= _LOW[code]) & (self.value <= _HIGH[code])  # NaN fails too
+        if not bool((fits | (code < 0)).all()):
+            at = tuple(torch.nonzero(~fits & (code >= 0))[0].tolist())
+            row = DISTORTIONS[NAMES[code[at]]]
+            raise ValueError(
+                f"value of {row.name} must lie in [{row.low:g}, {row.high:g}], got {self.value[at]:g} at {list(at)}"
+            )
+        if not bool(self.value.isfinite().all()):
+            raise ValueError("value must be finite, also in stages that are not used")
 
 
 def normalize(
@@ -297,7 +309,7 @@ class DistortionEngine:
         noise: "per_level" (published) gives every level its own realisation from the varying stage on, "shared" one to all.
         rounding: "published" rounds the parameters that the published engine rounds; "minimal" only those that are
             integers by nature (jpeg quality, numbers of patches, blocks and buckets).
-        distortions: names to draw from, default all 26.
+        distortions: names to draw from, default all.
         reuse_prefix: compute the stages before the varying one once for all levels; changes nothing but the time.
     """
 

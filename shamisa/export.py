@@ -25,7 +25,7 @@ from ._version import __version__
 from .cli import guard
 from .datasets.labels import describe_scale
 from .networks.encoders import describe
-from .scoring.crops import ten_crops
+from .scoring.crops import FULL, shrink, ten_crops
 from .scoring.quality import QualityNet
 
 ENDINGS = (".onnx", ".pt2")
@@ -42,7 +42,7 @@ class Program(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.net.predict(ten_crops(images, self.net.crop))
+        return self.net.predict(ten_crops(shrink(images, self.net.view), self.net.crop))
 
 
 def trace(net: QualityNet) -> torch.export.ExportedProgram:
@@ -68,6 +68,7 @@ def about(net: QualityNet, encoder_hash: str) -> dict:
         "score": "[n] in 0..1, higher is better",
         "raw": f"[n] on {describe_scale(**net.regressor().scale)}",
         "crop": net.crop,
+        "view": net.view or FULL,
         **describe(net.encoder),
         "encoder_hash": encoder_hash,
         "regressor": net.about,
@@ -212,8 +213,13 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="as in shamisa score")
-    parser.add_argument("--regressor", required=True, metavar="FILE", help="regressor.safetensors written by the probe")
+    parser.add_argument("--checkpoint", metavar="RUN", help="as in shamisa score [the packaged model]")
+    parser.add_argument(
+        "--regressor", metavar="FILE", help="regressor.safetensors written by the probe [that of the packaged model]"
+    )
+    parser.add_argument(
+        "--view", default="fitted", metavar="PIXELS|full|fitted", help="as in shamisa score [%(default)s]"
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help="the program, .onnx or .pt2")
     return parser
 
@@ -230,7 +236,7 @@ def run(given: argparse.Namespace) -> int:
     from .scoring.quality import load_quality_net
 
     check_out(given.out)
-    net = load_quality_net(given.checkpoint, given.regressor)
+    net = load_quality_net(given.checkpoint, given.regressor, view=given.view)
     worst = export(net, given.out, hash_encoder(net.encoder))
     loader = "onnxruntime" if given.out.endswith(".onnx") else "torch.export"
     size = Path(given.out).stat().st_size / 1e6

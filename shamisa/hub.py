@@ -1,6 +1,6 @@
 """Save and load encoder and regressor together in the layout of the Hugging Face Hub: config.json, model.safetensors.
 
-QualityModel.of("runs/paper", "regressor.safetensors").save_pretrained("FOLDER")
+QualityModel.of("runs/paper", "regressor.safetensors").save_pretrained("FOLDER")  # or QualityModel.packaged()
 QualityModel.from_pretrained("FOLDER")(images)  # [N, 3, H, W] -> [N] in 0..1
 """
 
@@ -48,8 +48,13 @@ class QualityModel(
         super().__init__(network, Regressor(zeros[:-1], zeros[-1], about), batch=batch, autocast=autocast)
 
     @classmethod
-    def of(cls, checkpoint: str | os.PathLike, regressor: str | os.PathLike, **options) -> QualityModel:
-        """From a run (or checkpoint) and a regressor's file; ValueError or RuntimeError where they do not fit."""
+    def packaged(cls, **options) -> QualityModel:
+        """The model that comes with the package."""
+        return cls.of(None, None, **options)
+
+    @classmethod
+    def of(cls, checkpoint: str | os.PathLike | None, regressor: str | os.PathLike | None, **options) -> QualityModel:
+        """From a run (or checkpoint) and a regressor's file, or both None; ValueError or RuntimeError where they do not fit."""
         net = load_quality_net(checkpoint, regressor)
         model = cls(encoder=net.encoder.name, about=net.about, **options)
         model.load_state_dict(net.state_dict())

@@ -1,6 +1,6 @@
 """A torchmetrics metric: mean quality of the images seen, with the constructor of torchmetrics' ``ARNIQA``.
 
-metric = SHAMISA(checkpoint="runs/paper", regressor="regressor.safetensors")
+metric = SHAMISA()  # the packaged model; or SHAMISA(checkpoint="runs/paper", regressor="regressor.safetensors")
 metric.update(images)  # [N, 3, H, W] floating 0..1
 metric.compute()  # scalar in 0..1, higher is better
 """
@@ -32,7 +32,8 @@ class SHAMISA(Metric):
     reduction "none" (in a distributed run: the ranks' one after the other). The encoder runs on ``metric.device``.
 
     Args:
-        checkpoint: a run or checkpoint folder or file, ``untrained:NAME`` or ``imagenet:NAME``.
+        checkpoint: a run or checkpoint folder or file, ``untrained:NAME`` or ``imagenet:NAME``; None, as the regressor: the
+            packaged model.
         regressor: a file written by ``shamisa.probe`` for that encoder.
         reduction: "mean", "sum" or "none", over all images since the last reset.
         normalize: True: floating images lie in 0..1. False: they are already (x - mean) / std of ImageNet.
@@ -57,8 +58,8 @@ class SHAMISA(Metric):
 
     def __init__(
         self,
-        checkpoint: str | os.PathLike,
-        regressor: str | os.PathLike,
+        checkpoint: str | os.PathLike | None = None,
+        regressor: str | os.PathLike | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
         normalize: bool = True,
         autocast: bool = False,

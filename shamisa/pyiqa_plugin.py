@@ -1,6 +1,6 @@
 """Make a metric of pyiqa, where that is installed: it is no dependency (its licence is non-commercial).
 
-shamisa.pyiqa_plugin.register("runs/paper", "regressor.safetensors")
+shamisa.pyiqa_plugin.register()  # the packaged model; or register("runs/paper", "regressor.safetensors")
 pyiqa.create_metric("shamisa")(images)  # [N, 3, H, W] in 0..1 -> [N, 1]; or the path of a file
 """
 
@@ -18,8 +18,8 @@ class SHAMISA(nn.Module):
 
     def __init__(
         self,
-        checkpoint: str | os.PathLike,
-        regressor: str | os.PathLike,
+        checkpoint: str | os.PathLike | None = None,
+        regressor: str | os.PathLike | None = None,
         batch: int | None = None,
         autocast: bool = False,
     ) -> None:
@@ -30,8 +30,11 @@ class SHAMISA(nn.Module):
         return self.net(x.expand(-1, 3, -1, -1).clamp(0, 1)).unsqueeze(1)  # pyiqa lets grey images through
 
 
-def register(checkpoint: str | os.PathLike, regressor: str | os.PathLike, name: str = "shamisa") -> None:
-    """Add a metric ``name`` to pyiqa, read from these files when it is created. Several names may be registered.
+def register(
+    checkpoint: str | os.PathLike | None = None, regressor: str | os.PathLike | None = None, name: str = "shamisa"
+) -> None:
+    """Add a metric ``name`` to pyiqa, read from these files (or the package) when it is created. Several names may be
+    registered.
 
     Raises:
         RuntimeError: pyiqa is not installed, or is of a version without the two registries.
@@ -47,8 +50,9 @@ def register(checkpoint: str | os.PathLike, regressor: str | os.PathLike, name: 
         raise ValueError(f"name must be new to pyiqa, got {name!r}")
     if kind not in ARCH_REGISTRY:
         ARCH_REGISTRY.register(SHAMISA)
+    files = {"checkpoint": checkpoint, "regressor": regressor}
     DEFAULT_CONFIGS[name] = {
-        "metric_opts": {"type": kind, "checkpoint": os.fspath(checkpoint), "regressor": os.fspath(regressor)},
+        "metric_opts": {"type": kind} | {k: os.fspath(path) for k, path in files.items() if path is not None},
         "metric_mode": "NR",
         "lower_better": False,
         "score_range": "0, 1",

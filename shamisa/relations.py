@@ -5,6 +5,7 @@ Constants are the published ones. Letters as in `functional`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from . import functional as SF
 from .functional import RelationGraph
+from .reference.ranges import can_look, check_severity
 
 COEFFICIENTS = {  # scale of each graph in the merged one; the order is that of the aggregator's input and output
     "structural": 0.6010794863656556,
@@ -106,8 +108,11 @@ class RelationOptions:
         ):
             _check_integer(name, getattr(self, name), least)
         for name in ("code_temperature", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:  # NaN fails too
+                raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}")
+        for name in ("alignment", "regularizer", "variance", "invariance", "covariance"):
+            if not math.isfinite(weight := getattr(self, f"{name}_weight")):
+                raise ValueError(f"{name}_weight must be finite, got {weight}")
 
 
 def _check_integer(name: str, value: int, least: int) -> None:
@@ -194,8 +199,8 @@ class RelationLoss(nn.Module):
         over ranks, parameters get exactly the gradient of one process on the concatenated batch (see functional.gather;
         the encoder's batch normalisation needs SyncBatchNorm for that).
 
-        Values are not looked at, because that would wait for the device: NaN in the inputs makes `total` NaN. The
-        exception is h where no term is a function of it: alignment=False, and binary=True or neither knn nor transport.
+        Severities are looked at on the CPU, other values not, because on a GPU that would wait for the device: NaN in the
+        inputs makes `total` NaN. The exception is h where no term is a function of it: alignment=False, and binary=True or neither knn nor transport.
         check_finite=True looks, outside torch.compile and CUDA graphs.
 
         Args:
@@ -204,7 +209,8 @@ class RelationLoss(nn.Module):
             plan: has severity [B, C, L, D] and varying [B, C], as the engine's Plan.
 
         Raises:
-            ValueError: shapes that do not fit together, mixed devices, tensors that are not floating point; with gather,
+            ValueError: shapes that do not fit together, mixed devices, tensors that are not floating point, on the CPU severities
+                outside 0..4 and a `varying` outside 0..D-1; with gather,
                 shapes that differ between ranks; with check_finite, NaN or infinity, naming the tensor and how many.
             RuntimeError: gather=True without an initialised process group.
         """
@@ -340,7 +346,7 @@ class RelationLoss(nn.Module):
                 raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
         if plan.severity.ndim != 4:
             raise ValueError(f"plan.severity must be [B, C, L, D], got {list(plan.severity.shape)}")
-        B, C, L, _ = plan.severity.shape
+        B, C, L, D = plan.severity.shape
         V, E = (*z_ref.shape[1:], 0, 0)[:2]  # a wrong number of dimensions fails below
         F = self.anchors.in_features
         expected = {
@@ -360,6 +366,9 @@ class RelationLoss(nn.Module):
         for name, x in (("plan.severity", plan.severity), ("the parameters", self.aggregator[0].weight)):
             if x.device != z_ref.device:
                 raise ValueError(f"{name} must be on {z_ref.device} like z_ref, got {x.device}")
+        check_severity("plan.severity", plan.severity)
+        if can_look(plan.varying) and not bool(((plan.varying >= 0) & (plan.varying < D)).all()):
+            raise ValueError(f"plan.varying must lie in 0..D-1 = {D - 1}, got {plan.varying.tolist()}")
         if B * V < 2 or B * V * C * L < 2:
             raise ValueError(f"B V must be at least 2, got B = {B}, V = {V}")
         if self.options.halves == "scale" and V % 2:

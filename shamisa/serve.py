@@ -28,11 +28,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--checkpoint",
-        required=True,
         metavar="RUN",
-        help="run folder, or whatever else the probe accepts as --checkpoint",
+        help="run folder, or whatever else the probe accepts as --checkpoint [the packaged model]",
     )
-    parser.add_argument("--regressor", required=True, metavar="FILE", help="regressor.safetensors written by the probe")
+    parser.add_argument("--regressor", metavar="FILE", help="regressor.safetensors written by the probe")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all [%(default)s]")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free [%(default)s]")
     parser.add_argument("--max-bytes", type=int, help="largest upload [32 MiB]")

@@ -67,13 +67,48 @@ def profile(space: str, description: str | None = None) -> bytes:
         for letter, column in zip(b"rgb", (adapt @ to_xyz(space)).T, strict=True):
             tags[bytes([letter]) + b"XYZ"] = b"XYZ " + bytes(4) + b"".join(map(_fixed, column))
             tags[bytes([letter]) + b"TRC"] = _curve(space)
+    return assemble(tags, b"mntr", b"GRAY" if space == "grey" else b"RGB ", b"XYZ ", 0x04200000)
+
+
+def assemble(tags: dict[bytes, bytes], kind: bytes, model: bytes, connection: bytes, version: int) -> bytes:
+    """The file of a profile: header, table of tags, tags."""
     table, body, at = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
     for tag, data in tags.items():
         data += bytes(-len(data) % 4)
         table += struct.pack(">4sII", tag, at + len(body), len(data))
         body += data
-    model = b"GRAY" if space == "grey" else b"RGB "
     size = at + len(body)
-    head = struct.pack(">I4sI4s4s4s12s4s", size, bytes(4), 0x04200000, b"mntr", model, b"XYZ ", bytes(12), b"acsp")
+    head = struct.pack(">I4sI4s4s4s12s4s", size, bytes(4), version, kind, model, connection, bytes(12), b"acsp")
     head += bytes(28) + b"".join(map(_fixed, D50)) + bytes(48)
     return head[:128].ljust(128, b"\0") + table + body
+
+
+# ---- a press ---------------------------------------------------------------------------------------------------------
+INKS = np.array(
+    [[0.10, 0.62, 0.88], [0.90, 0.12, 0.55], [1.0, 0.93, 0.20], [0.16, 0.15, 0.14]]
+)  # full C, M, Y, K in sRGB
+STEPS = 6  # of the table: its nodes are multiples of 51 in 8 bits
+
+
+def press(inks: np.ndarray) -> np.ndarray:
+    """C, M, Y, K [..., 4] in 0..1 -> sRGB [..., 3] in 0..1: each ink lets its own colour through."""
+    return np.prod(1 - inks[..., None] * (1 - INKS), -2)
+
+
+def press_profile() -> bytes:
+    """A version 2 printer profile of ``press``: a table from CMYK to Lab, exact at its nodes."""
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 1, STEPS)] * 4, indexing="ij"), -1).reshape(-1, 4)
+    cone = BRADFORD @ np.stack([D50, D65], 1)
+    adapt = np.linalg.inv(BRADFORD) @ np.diag(cone[:, 0] / cone[:, 1]) @ BRADFORD
+    xyz = decode("sRGB", press(grid)) @ (adapt @ to_xyz("sRGB")).T / D50
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    lab = np.stack((116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])), -1)
+    table = np.rint(np.stack((lab[:, 0] * 652.8, (lab[:, 1] + 128) * 256, (lab[:, 2] + 128) * 256), -1))
+    line = struct.pack(">HH", 0, 65535)
+    matrix = b"".join(map(_fixed, np.eye(3).flatten()))
+    lut = b"mft2" + bytes(4) + bytes([4, 3, STEPS, 0]) + matrix + struct.pack(">HH", 2, 2)
+    lut += line * 4 + table.clip(0, 65535).astype(">u2").tobytes() + line * 3
+    text = b"desc" + bytes(4) + struct.pack(">I", 6) + b"press\0" + bytes(78)
+    tags = {b"desc": text, b"cprt": b"text" + bytes(4) + b"none\0", b"A2B0": lut}
+    tags[b"wtpt"] = b"XYZ " + bytes(4) + b"".join(map(_fixed, D50))
+    return assemble(tags, b"prtr", b"CMYK", b"Lab ", 0x02400000)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 from profiles import decode as decode_curve
-from profiles import encode, from_srgb, profile
+from profiles import encode, from_srgb, press, press_profile, profile
 from test_decode import GREY, RGB, as_photo, png16
 from torch.testing import assert_close
 
 from shamisa.data import decode, read_photo
-from shamisa.data.colour import has_foreign_profile
+from shamisa.data.colour import has_foreign_profile, hdr
 
 WIDE = ["Display P3", "Adobe RGB"]
 KINDS = {"png": {}, "tif": {}, "webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}
@@ -117,6 +117,52 @@ def test_palettes_and_depths_without_a_profile(tmp_path):
     assert_close(read_photo(tmp_path / "p.png"), read_photo(tmp_path / "rgb.png"), rtol=0, atol=0)
 
 
+# ---- CMYK ------------------------------------------------------------------------------------------------------------
+def inks() -> np.ndarray:
+    """Flat tiles of 8 pixels, uint8 [80, 96, 4], at the nodes of the press's table."""
+    nodes = 51 * np.random.default_rng(0).integers(0, 6, (10, 12, 4))
+    return np.kron(nodes, np.ones((8, 8, 1), int)).astype(np.uint8)
+
+
+CMYK = {"tif": {}, "jpg": {"quality": 100, "subsampling": 0}}
+
+
+@pytest.mark.parametrize("kind", CMYK)
+def test_inks_with_a_profile_become_the_colours_of_the_press(tmp_path, kind):
+    """The perceptual way moves the press's black to that of sRGB, hence 4 levels; by naive conversion it would be 17 in the
+    mean."""
+    Image.fromarray(inks(), "CMYK").save(tmp_path / f"a.{kind}", icc_profile=press_profile(), **CMYK[kind])
+    got, wanted = read_photo(tmp_path / f"a.{kind}"), as_photo(np.rint(255 * press(inks() / 255)).astype(np.uint8))
+    assert_close(got, wanted, rtol=0, atol=4)
+    assert (got.float() - wanted).abs().mean() < 1.5
+
+
+def naive(inks: np.ndarray) -> torch.Tensor:
+    left = 255 - inks.astype(float)
+    return as_photo(np.rint(left[..., :3] * left[..., 3:] / 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("data", [None, profile("Display P3")])
+@pytest.mark.parametrize("kind", CMYK)
+def test_inks_without_a_profile_of_theirs_absorb_all(tmp_path, kind, data):
+    Image.fromarray(inks(), "CMYK").save(tmp_path / f"a.{kind}", icc_profile=data, **CMYK[kind])
+    assert_close(read_photo(tmp_path / f"a.{kind}"), naive(inks()), rtol=0, atol=1)
+
+
+def test_ycck_as_photoshop_writes_it(tmp_path):
+    """Inverted inks as Y, Cb and Cr, told by the Adobe marker: Pillow stores samples as they are, the marker is set here."""
+    given = inks()
+    y, cb, cr = np.moveaxis(np.asarray(Image.fromarray(given[..., :3]).convert("YCbCr")), -1, 0)
+    stored = np.stack((255 - y, 255 - cb, 255 - cr, given[..., 3]), -1)  # Pillow inverts them once more
+    Image.fromarray(stored, "CMYK").save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    content = bytearray((tmp_path / "a.jpg").read_bytes())
+    marker = content.index(b"Adobe")
+    assert content[marker + 11] == 0
+    content[marker + 11] = 2
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert_close(read_photo(tmp_path / "a.jpg"), naive(given), rtol=0, atol=4)
+
+
 # ---- HDR -------------------------------------------------------------------------------------------------------------
 def with_cicp(data: bytes, transfer: int) -> bytes:
     """A PNG with a cICP chunk behind its header (BT.2020 primaries)."""
@@ -155,6 +201,11 @@ def test_hdr_is_named_once_and_read_as_it_stands(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "shamisa"):  # the way of `shamisa score`
         list(Extractor(torch.nn.AdaptiveAvgPool2d(1), crop=32)._load(str(tmp_path / name)) for name in files)
     assert len(caplog.records) == 2
+    for kind in ("AVIF", "HEIF"):
+        for said in (b"urn:com:apple:photo:2020:aux:hdrgainmap", b"infe\2\0\0\0\0\1\0\0tmap"):
+            with Image.open(tmp_path / "sdr.jpg") as image:
+                image.format = kind
+                assert hdr(image, jpeg) is None and hdr(image, b"ftyp" + said) == "a gain map"
     remarks = []
     (tmp_path / "bt709.png").write_bytes(with_cicp(plain, 1))
     read_photo(tmp_path / "bt709.png", note=remarks.append)

@@ -121,7 +121,7 @@ def test_plan_survives_json():
         (lambda c: c["opcode"][0][0].__setitem__(0, len(DISTORTIONS)), "opcode must lie in"),
         (lambda c: c["varying"][0].__setitem__(0, 7), "varying must lie in"),
         (lambda c: c["length"][0].__setitem__(0, 0), "length must lie in"),
-        (lambda c: c["value"][0][0][0].__setitem__(0, float("nan")), "value must be finite"),
+        (lambda c: c["value"][0][0][0].__setitem__(0, float("nan")), "value of .* must lie in .*, got nan"),
         (lambda c: c["value"].pop(), r"value must be torch.float32 \[2, 4, 5, 7\]"),
         (lambda c: c["value"][0].pop(), "rectangular lists"),
         (lambda c: c["distortions"].pop(), "another table"),

@@ -383,7 +383,7 @@ def test_parameters_on_another_device():
         (lambda: RelationLoss(8, neighbors=0), "neighbors must be an integer of at least 1, got 0"),
         (lambda: RelationLoss(8, anchors=2.5), "anchors must be an integer of at least 2, got 2.5"),
         (lambda: RelationLoss(0), "feature_dim must be an integer of at least 1, got 0"),
-        (lambda: RelationLoss(8, temperature=0.0), "temperature must be positive, got 0.0"),
+        (lambda: RelationLoss(8, temperature=0.0), "temperature must be a number above 0, got 0.0"),
     ],
 )
 def test_wrong_option(call, message):

@@ -2,8 +2,9 @@
 
 - Profile: an embedded ICC profile that is not sRGB (Display P3, Adobe RGB, grey and CMYK profiles) is converted to sRGB with
   its perceptual table, or where it has none (matrix profiles) relative to the white point; colours outside sRGB are clipped.
-  Without a profile samples are taken for sRGB, and CMYK is converted by Pillow. A profile that cannot be used (damaged, or
-  of another number of channels) is left out, as viewers do. What is not a profile is not looked at: PNG's gAMA and cHRM, the
+  Without a profile samples are taken for sRGB, and CMYK becomes (255 - ink) (255 - black) / 255, as browsers do; JPEGs of
+  CMYK and YCCK are taken for inverted ones, as Adobe writes them. A profile that cannot be used (damaged, or of another
+  number of channels) is left out, as viewers do. What is not a profile is not looked at: PNG's gAMA and cHRM, the
   colour space in EXIF, primaries of AVIF and HEIC that stand beside no profile.
 - Depth: 16-bit grey is scaled with rounding; 16-bit colour by Pillow's decoder, which keeps the high byte; 32-bit integers are
   read as 16-bit ones where they fit; floats are sRGB in 0..1.
@@ -92,7 +93,13 @@ def _probe(mode: str) -> Image.Image:
 
 
 # ---- high dynamic range ----------------------------------------------------------------------------------------------
-_GAIN_MAPS = (b"http://ns.adobe.com/hdr-gain-map/", b"urn:iso:std:iso:ts:21496:-1", b"HDRGainMap")
+_GAIN_MAPS = (  # Ultra HDR, ISO 21496-1, Apple's JPEG and HEIC
+    b"http://ns.adobe.com/hdr-gain-map/",
+    b"urn:iso:std:iso:ts:21496:-1",
+    b"HDRGainMap",
+    b"urn:com:apple:photo:2020:aux:hdrgainmap",
+)
+_TONE_MAPPED = b"tmap"  # the item of ISO 21496-1 in AVIF and HEIC
 _TRANSFER = {16: "PQ", 18: "HLG"}  # ITU-T H.273
 _HEAD = 1 << 16  # bytes in which metadata stand
 
@@ -103,7 +110,8 @@ def hdr(image: Image.Image, data: bytes) -> str | None:
     if code in _TRANSFER:
         return f"samples in {_TRANSFER[code]}"
     head = data[:_HEAD]
-    return "a gain map" if any(mark in head for mark in _GAIN_MAPS) else None
+    marks = (*_GAIN_MAPS, _TONE_MAPPED) if image.format in ("AVIF", "HEIF") else _GAIN_MAPS
+    return "a gain map" if any(mark in head for mark in marks) else None
 
 
 def _transfer(image: Image.Image, data: bytes) -> int:

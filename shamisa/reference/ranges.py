@@ -45,3 +45,23 @@ def check_range(images: Tensor) -> None:
     count, worst = outside(images).tolist()
     if count > MOST_OUTSIDE:
         raise ValueError(describe(worst))
+
+
+def can_look(x: Tensor) -> bool:
+    """Whether values can be looked at now: a GPU would have to be waited for, and torch.compile, vmap and fake tensors have
+    none yet."""
+    return (
+        x.device.type == "cpu"
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
+
+
+def check_severity(name: str, severity: Tensor) -> None:
+    """ValueError where a severity lies outside 0..4 or is NaN, if it can be looked at."""
+    if not severity.numel() or not can_look(severity):
+        return
+    low, high = (x.item() for x in severity.detach().aminmax())
+    if not (low >= 0 and high <= 4):  # NaN fails too
+        raise ValueError(f"{name} must lie in [0, 4], got {low:g}..{high:g}")

@@ -2,7 +2,8 @@
 
 The places are the four corners and the centre, of the photograph and of the photograph at half size; a side shorter than the
 crop is continued by mirroring about its edge pixels, the photograph in the centre. The half size is the one that training
-sees: ``resize_bicubic``, the bits of Pillow.
+sees: ``resize_bicubic``, the bits of Pillow. Before all this a photograph is shrunk to a viewing size: five crops see most
+of a small photograph and a few hundredths of a large one, and blur that its pixels show vanishes on a screen.
 
 ``views`` is for photographs in memory, on any device. An exchange format has no such operator: for it ``ten_crops`` writes
 Pillow's integers (22-bit weights, a rounding to 8 bits after each of the two passes) as matrix products in float64, which
@@ -17,9 +18,39 @@ from torch import Tensor
 from .. import ops  # noqa: F401  (defines resize_bicubic)
 
 CROPS, SCALES = 5, 2
+VIEW = 1024  # the usual viewing size: pixels of the longer side
+FULL = "full"  # no viewing size: a photograph as it is
 PLACES = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 2))  # (row, column) of the crops: 0 first, 1 last, 2 central
 _TAPS = 9  # 2 * ceil(2 * scale) + 1 of a bicubic filter; halving has 1 <= scale <= 2
 _UNIT = 2.0**22  # stands for a weight of 1
+
+
+# ---- viewing size ----------------------------------------------------------------------------------------------------
+def check_view(view: int | str) -> int | None:
+    """A viewing size, "full" or a number of pixels (a text of digits too) -> None or the pixels; ValueError for another."""
+    if view == FULL:
+        return None
+    number = int(view) if isinstance(view, str) and view.isdecimal() else view
+    if isinstance(number, bool) or not isinstance(number, int) or not 16 <= number <= 1 << 16:
+        raise ValueError(f"view must be {FULL} or a number of pixels in 16..65536, got {view!r}")
+    return number
+
+
+def viewed_size(height: int, width: int, view: int | None) -> tuple[int, int]:
+    """The size at which a photograph is seen: its longer side at most ``view`` pixels, never enlarged."""
+    longer = max(height, width)
+    if view is None or longer <= view:
+        return height, width
+    return tuple(max(1, (2 * n * view + longer) // (2 * longer)) for n in (height, width))
+
+
+def fit_view(photo: Tensor, view: int | None) -> Tensor:
+    """uint8 [3, H, W] -> uint8 [3, h, w] of ``viewed_size``, by Pillow's antialiased bicubic filter."""
+    height, width = photo.shape[1:]
+    size = viewed_size(height, width, view)
+    if size == (height, width):
+        return photo
+    return torch.ops.shamisa.resize_bicubic(photo, 0, height, 0, width, *size)
 
 
 # ---- photographs -----------------------------------------------------------------------------------------------------
@@ -48,10 +79,14 @@ def _mirror(photo: Tensor, dim: int, size: int) -> Tensor:
     return photo.index_select(dim, torch.minimum(position, period - position) if n > 1 else position)
 
 
-def views(photo: Tensor, crop: int) -> Tensor:
-    """uint8 [3, H, W] -> [2, 5, 3, crop, crop]: the five crops of the full and of half size; on the photo's device."""
+def views(photo: Tensor, crop: int, view: int | None = None) -> Tensor:
+    """uint8 [3, H, W] -> [2, 5, 3, crop, crop]: the five crops of the full and of half size; on the photo's device.
+
+    view: the viewing size that is full size here, pixels of the longer side; None: that of the photograph.
+    """
     if photo.dim() != 3 or photo.shape[0] != 3 or photo.dtype != torch.uint8 or 0 in photo.shape:
         raise ValueError(f"photo must be uint8 [3, H, W], got {photo.dtype} {list(photo.shape)}")
+    photo = fit_view(photo, view)
     return torch.stack([five_crops(photo, crop), five_crops(half_size(photo), crop)])
 
 
@@ -71,6 +106,19 @@ def ten_crops(images: Tensor, crop: int) -> Tensor:
     half = _rounded(half @ across.mT[places[:, 1]])
     half = _rounded(down[places[:, 0]] @ half)
     return torch.stack([full, half.to(torch.uint8)], 1).transpose(2, 3)
+
+
+def shrink(images: Tensor, view: int | None) -> Tensor:
+    """As ``fit_view`` of a batch uint8 [N, 3, H, W], in operators that programs have: of images above the viewing size, some
+    pixels differ by a level or two (float32 instead of Pillow's integers)."""
+    if view is None:
+        return images
+    height, width = images.shape[2:]
+    longer = torch.sym_max(height, width)
+    target = torch.sym_min(longer, view)
+    size = [torch.sym_max((2 * n * target + longer) // (2 * longer), 1) for n in (height, width)]
+    seen = torch.nn.functional.interpolate(images.float(), size, mode="bicubic", antialias=True, align_corners=False)
+    return seen.round().clamp(0, 255).to(torch.uint8)
 
 
 def _rounded(total: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from ..data.photos import MAX_PIXELS, PhotoError, read_photo
 from ..engine import normalize
 from ..files import hash_file, printable
 from ..networks.encoders import describe, is_plain, normalization
-from .crops import CROPS, SCALES, views
+from .crops import CROPS, FULL, SCALES, check_view, views
 from .runtimes import check_runtime, compile_encoder
 
 PIXELS_TOGETHER = MAX_PIXELS  # of all photographs that are being decoded; one alone may have more
@@ -102,6 +102,7 @@ class Extractor:
         encoder: any module, images [N, 3, crop, crop] normalised by its mean and std (``encoders.normalization``) ->
             h [N, F]; moved to ``device`` and set to eval mode.
         crop: side of the crops, pixels.
+        view: viewing size, to which larger photographs are shrunk first: pixels of the longer side, or "full".
         device: where the encoder runs.
         batch: photographs per call of the encoder; each is ten crops. None: see ``photographs_per_call``.
         workers: threads that decode. The photographs being decoded have at most ``PIXELS_TOGETHER`` pixels together, 7
@@ -121,6 +122,7 @@ class Extractor:
         encoder: nn.Module,
         *,
         crop: int = 224,
+        view: int | str = FULL,
         device: torch.device | str = "cpu",
         batch: int | None = None,
         workers: int = 2,
@@ -136,6 +138,7 @@ class Extractor:
         batch = photographs_per_call(batch, self.device)
         self.encoder = encoder.eval().to(self.device)
         self.crop, self.batch, self.workers = crop, batch, workers
+        self.view = check_view(view)
         self.normalization = normalization(encoder)
         self.truncated = truncated
         self.cut_off: dict[str, None] = {}
@@ -144,8 +147,9 @@ class Extractor:
         self._room = _Room(PIXELS_TOGETHER)
         self.cache = None
         if cache is not None:
+            seen = "" if self.view is None else f"-w{self.view}"
             by = "" if runtime == "torch" else f"-{runtime}"  # other rounding
-            self.cache = Path(cache) / f"{self.hash[:16]}-c{crop}-v{_FORMAT}{by}"
+            self.cache = Path(cache) / f"{self.hash[:16]}-c{crop}{seen}-v{_FORMAT}{by}"
             self.cache.mkdir(parents=True, exist_ok=True)
 
     @torch.inference_mode()
@@ -171,7 +175,7 @@ class Extractor:
     def __call__(self, photos: Sequence[Tensor]) -> Tensor:
         """Photographs uint8 [3, H, W], of any sizes, on any device -> features [n, 5, 2F] float32 on the CPU."""
         parts = [photos[i : i + self.batch] for i in range(0, len(photos), self.batch)]
-        return torch.cat([self.encode(torch.stack([views(p, self.crop) for p in part])) for part in parts])
+        return torch.cat([self.encode(torch.stack([views(p, self.crop, self.view) for p in part])) for part in parts])
 
     def _load(self, path: str) -> tuple[Tensor | None, Tensor | None, Path | None] | PhotoError:
         """(cached features, crops, place in the cache) of a file, one of the first two None; in a worker thread."""
@@ -198,7 +202,7 @@ class Extractor:
                         place = None if place is None else place.with_stem(place.stem + _TRUNCATED)
                     else:
                         log_remark(printable(path), remark)
-                return None, views(photo, self.crop), place
+                return None, views(photo, self.crop, self.view), place
             except PhotoError as error:
                 return error
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..engine import IMAGENET_MEAN, IMAGENET_STD
 from ..networks.encoders import normalization
 from ..ops import has_kernel
-from .crops import ten_crops, views
+from .crops import FULL, check_view, fit_view, shrink, ten_crops, views
 from .features import by_crop, photographs_per_call
 from .ridge import Regressor
 
@@ -72,6 +72,7 @@ class QualityNet(nn.Module):
         self.about = {k: v for k, v in regressor.about.items() if k != "checkpoint"}
         photographs_per_call(batch, torch.device("cpu"))  # its error
         self.crop, self.batch, self.autocast = regressor.about["crop"], batch, autocast
+        self.view = check_view(regressor.view)
         self.register_buffer("coef", regressor.coef.clone())
         self.register_buffer("intercept", regressor.intercept.clone())
         for name, numbers in normalization(encoder).items():
@@ -109,9 +110,10 @@ class QualityNet(nn.Module):
     def crops(self, images: Tensor) -> Tensor:
         """Images uint8 [N, 3, H, W] -> crops uint8 [N, 2, 5, 3, crop, crop]."""
         if torch.compiler.is_compiling():
-            return ten_crops(images, self.crop)
+            return ten_crops(shrink(images, self.view), self.crop)
         if images.is_cpu or (images.is_cuda and has_kernel("resize_bicubic", "cuda")):
-            return torch.stack([views(i, self.crop) for i in images])  # the same pixels, sooner
+            return torch.stack([views(i, self.crop, self.view) for i in images])  # the same pixels, sooner
+        images = torch.stack([fit_view(i, self.view) for i in images])
         return ten_crops(images, self.crop)  # without the kernel they would go through the CPU
 
     def forward(self, images: Tensor, normalized: bool = False) -> Tensor:
@@ -123,16 +125,24 @@ class QualityNet(nn.Module):
 
 
 def load_quality_net(
-    checkpoint: str | os.PathLike,
-    regressor: str | os.PathLike,
+    checkpoint: str | os.PathLike | None = None,
+    regressor: str | os.PathLike | None = None,
     *,
+    view: int | str = "fitted",
     device: str = "cpu",
     batch: int | None = None,
     autocast: bool = False,
 ) -> QualityNet:
-    """The module of a run (or checkpoint), with the features that the regressor takes, and a regressor's file; ValueError or RuntimeError where they do not fit."""
+    """The module of the packaged model, or of a run (or checkpoint), with the features that the regressor takes, and a
+    regressor's file.
+
+    view: as of ``shamisa.load_scorer``. Raises ValueError or RuntimeError where the files do not fit.
+    """
     from ..score import load_scorer
 
-    scorer = load_scorer(checkpoint, regressor, device=device, batch=batch)
-    net = QualityNet(scorer.extractor.encoder, scorer.regressor, batch=batch, autocast=autocast)
+    scorer = load_scorer(checkpoint, regressor, view=view, device=device, batch=batch)
+    fitted = scorer.regressor
+    if scorer.extractor.view != check_view(fitted.view):  # what is exported or published records what it does
+        fitted = Regressor(fitted.coef, fitted.intercept, {**fitted.about, "view": scorer.extractor.view or FULL})
+    net = QualityNet(scorer.extractor.encoder, fitted, batch=batch, autocast=autocast)
     return net.to(scorer.extractor.device)

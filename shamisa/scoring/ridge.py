@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import remote
 from ..datasets.labels import SCALE, to_quality
 from ..files import write_bytes, write_json
+from .crops import FULL
 from .metrics import srcc_columns
 
 ALPHAS = np.logspace(-3, 3, 100)  # strengths tried by ``select``
@@ -174,6 +175,11 @@ class Regressor:
     def quality(self, score: Tensor) -> Tensor:
         """Scores on the training scale -> [0, 1], higher is better: linear from the ends of the scale, clipped."""
         return to_quality(score, **self.scale).clamp(0, 1)
+
+    @property
+    def view(self) -> int | str:
+        """The viewing size that it was fitted at, see ``crops.check_view``; "full" in files from before there was one."""
+        return self.about.get("view", FULL)
 
     @property
     def scale(self) -> dict:
