@@ -49,7 +49,7 @@ def test_each_case_has_a_row(tmp_path):
     script = (ROOT / "benchmarks/agreement.py").read_text()
     wanted = "FIRST_SECONDS, CASE_SECONDS = 60.0, 20.0"
     assert wanted in script
-    (tmp_path / "agreement.py").write_text(script.replace(wanted, "FIRST_SECONDS, CASE_SECONDS = 120.0, 3.0"))
+    (tmp_path / "agreement.py").write_text(script.replace(wanted, "FIRST_SECONDS, CASE_SECONDS = 120.0, 10.0"))
     (tmp_path / "agreement_cases.py").write_text(CASES)
     (tmp_path / "measure.py").write_text("from contextlib import nullcontext as Reference\n")
     (tmp_path / "shamisa.py").write_text(
@@ -61,7 +61,7 @@ def test_each_case_has_a_row(tmp_path):
     assert done.returncode == 1, done.stderr
     rows = {row["op"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
     assert [name for name, row in rows.items() if row["agrees"]] == ["good", "close"]
-    assert "exit status 7" in rows["crash"]["why"] and "3 s" in rows["hangs"]["why"]
+    assert "exit status 7" in rows["crash"]["why"] and "10 s" in rows["hangs"]["why"]
     assert "size" in rows["error"]["why"] and rows["differs"]["max_error"] == pytest.approx(0.2)
     assert rows["no number"]["max_error"] == float("inf")
     assert "agreement: 2 of 7; not: crash, error, differs, no number, hangs" in done.stdout
