@@ -31,7 +31,7 @@ CXX = ["-std=c++17", "-O3", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
 KERNEL = [*CXX, "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-lineinfo", "-DUSE_CUDA"]
 RELATIVE = f"-fmacro-prefix-map={ROOT.resolve()}/="  # the errors of ops name csrc/..., not the folder of this machine
-HEADERS = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").glob("*/*")) if p.suffix in (".h", ".cuh")]
+HEADERS = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*")) if p.suffix in (".h", ".cuh")]
 
 
 if int(setuptools.__version__.split(".")[0]) < 77:  # older ones reject the licence line of pyproject.toml
@@ -82,13 +82,13 @@ def write_catalogue(folder: Path) -> Path:
 
 
 def compile_kernels(folder: Path, catalogue: Path) -> list[str]:
-    """Compile csrc/cpu/*_level.cpp for every level, and the choice among them, into folder; returns the objects."""
+    """Compile the *_level.cpp of csrc/cpu for every level, and the choice among them, into folder; returns the objects."""
     folder.mkdir(parents=True, exist_ok=True)
     newest = max(Path(p).stat().st_mtime for p in (*HEADERS, catalogue, "setup.py"))
     wanted = [("csrc/cpu/levels.cpp", "", X86)]
-    for source in sources("cpu/*_level.cpp"):
+    for source in sources("cpu/**/*_level.cpp"):
         for level in LEVELS:
-            march = [f"-march=x86-64-{level}"] if X86 else []
+            march = [*X86, f"-march=x86-64-{level}"] if X86 else []
             wanted.append((source, f"_{level}", [*march, f"-DSHAMISA_LEVEL={level}"]))
     objects, commands = [], []
     for source, suffix, flags in wanted:
@@ -134,7 +134,7 @@ def native() -> dict:
         "SHAMISA_TORCH": torch.__version__,
         "SHAMISA_CUDA_STATE": state,
     }
-    ops_cpu = [s for s in sources("cpu/*.cpp") if not s.endswith(("_level.cpp", "levels.cpp"))]
+    ops_cpu = [s for s in sources("cpu/**/*.cpp") if not s.endswith(("_level.cpp", "levels.cpp"))]
 
     def ops(kind, name, files, **flags):
         macros = [("MODULE_NAME", f'"{name}"'), ("MODULE_INIT", f"PyInit_{name}")]
@@ -155,7 +155,7 @@ def native() -> dict:
     ]
     if not missing:
         flags = {"cxx": [*CXX, *STABLE, RELATIVE], "nvcc": [*NVCC, *STABLE, "-Xcompiler", RELATIVE]}
-        modules.append(ops(CUDAExtension, "_C_cuda", sources("cuda/*.cu"), **flags))
+        modules.append(ops(CUDAExtension, "_C_cuda", sources("cuda/**/*.cu"), **flags))
 
     class Build(BuildExtension):
         def build_extensions(self):

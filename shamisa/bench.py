@@ -123,7 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, metavar="N", help="CPU threads [1, and all that this process may use]")
     add("--samples", type=int, nargs="+", default=[1, 2, 8], metavar="B", help="of the objective, N = 126 B [1 2 8]")
     add("--seconds", type=float, default=1.0, help="time per row, about; two rounds at least, 50 at most [1]")
-    add("--distortions", action="store_true", help="each of the 26 too, at level 3 of 5: about a minute more")
+    add("--distortions", action="store_true", help="each distortion too, at level 3 of 5: about a minute more")
     add("--step", action="store_true", help="a training step too, with its split")
     add("--preset", metavar="NAME", help="of the step, as in shamisa train; paper needs minutes on a CPU [demo]")
     add("--no-reference", action="store_true", help="compiled kernels only")

@@ -16,7 +16,7 @@ COMMANDS = {
     "serve": "serve scores over HTTP, with a page to drop a photograph on",
     "export": "export the packaged model, or encoder and regressor, as one program, .onnx or .pt2",
     "data": "check photographs, or pack them into tar shards",
-    "distort": "draw the distortions of a photograph: all 26 at 5 levels, or random compositions",
+    "distort": "draw the distortions of a photograph: each at 5 levels, or random compositions",
     "bench": "measure the engine and the objective on this machine",
 }
 

@@ -309,7 +309,7 @@ class DistortionEngine:
         noise: "per_level" (published) gives every level its own realisation from the varying stage on, "shared" one to all.
         rounding: "published" rounds the parameters that the published engine rounds; "minimal" only those that are
             integers by nature (jpeg quality, numbers of patches, blocks and buckets).
-        distortions: names to draw from, default all 26.
+        distortions: names to draw from, default all.
         reuse_prefix: compute the stages before the varying one once for all levels; changes nothing but the time.
     """
 

@@ -1,6 +1,6 @@
 """Draw what the distortions do to a photograph.
 
-Without further options: the 26 distortions, each at its five levels with the value of its parameter. --compose N draws N
+Without further options: the distortions, each at its five levels with the value of its parameter. --compose N draws N
 random compositions of distortions instead, --plan FILE those of a saved plan.
 """
 
@@ -25,7 +25,7 @@ from .reports.grids import crop_centre, draw_grid
 
 
 def levels_sheet(photo: Tensor, seed: int = 0, backend: str = "auto") -> Image.Image:
-    """All 26 distortions at their five levels: photo uint8 [3, H, W] -> picture."""
+    """All distortions at their five levels: photo uint8 [3, H, W] -> picture."""
     rows = []
     for name, row in DISTORTIONS.items():
         images = photo.expand(5, -1, -1, -1)

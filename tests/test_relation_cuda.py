@@ -35,7 +35,7 @@ COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
 FLAGS += ["-Wall", "-Wextra", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 RACES = os.environ.get("SHAMISA_RACES") == "1"  # slower: every access to memory is judged, see tests/native/races.cpp
-SOURCES = sorted(p for p in (ROOT / "csrc/cuda").glob("*.cu") if p.name != "distort.cu")
+SOURCES = sorted(p for p in (ROOT / "csrc/cuda").rglob("*.cu") if p.name != "distort.cu")
 REPEATS = 2
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11, torch.bfloat16: 1e-2}
 
@@ -52,7 +52,7 @@ def build(source: Path) -> Path:
     """The emulated library of one .cu file, compiled once for these sources, flags and torch."""
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    headers = [*(ROOT / "csrc").glob("*/*.h"), *(ROOT / "csrc").glob("*/*.cuh"), ROOT / "tests/native/emulator.h"]
+    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh"), ROOT / "tests/native/emulator.h"]
     headers += (ROOT / "tests/native").glob("races.*")
     state = hashlib.sha256(repr((COMPILER, FLAGS, RACES, torch.__version__, torch.__file__)).encode())
     for path in (source, *sorted(headers)):

@@ -199,7 +199,7 @@ def test_what_may_change_on_resume(given, allowed):
 def test_bad_input_makes_no_folder(fields, message, photos, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     fields = {k: str(tmp_path / "empty") if v == "EMPTY" else v for k, v in fields.items()}
-    if "preset" in fields:  # a crop too small for the 26 distortions, whatever the preset
+    if "preset" in fields:  # a crop too small for all distortions, whatever the preset
         words = ["--preset", "paper", *flags(refs=str(photos), init="none", crop=40)]
     else:
         words = flags(**({"refs": str(photos)} | TINY | fields))

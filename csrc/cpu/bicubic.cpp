@@ -10,22 +10,6 @@
 namespace shamisa {
 namespace bicubic {
 
-#if defined(SHAMISA_X86)
-namespace v2 {
-void resize(const Resize& r, const Room& room);
-}
-namespace v3 {
-void resize(const Resize& r, const Room& room);
-}
-namespace v4 {
-void resize(const Resize& r, const Room& room);
-}
-#else
-namespace any {
-void resize(const Resize& r, const Room& room);
-}
-#endif
-
 namespace {
 
 // Taps with their memory.
@@ -43,15 +27,6 @@ class Weights {
   std::vector<int32_t> weight_;
 };
 
-void at_level(const Resize& r, const Room& room) {
-#if defined(SHAMISA_X86)
-  static const char name = shamisa::kernels().level[1];
-  return name == '4' ? v4::resize(r, room) : name == '3' ? v3::resize(r, room) : v2::resize(r, room);
-#else
-  return any::resize(r, room);
-#endif
-}
-
 Tensor resize_bicubic(Tensor photo, double top, double bottom, double left, double right, int64_t height, int64_t width) {
   Resize r = resize_of(photo, top, bottom, left, right, height, width);
   const Tensor out = torch::stable::empty({3, height, width}, ScalarType::Byte);
@@ -60,7 +35,7 @@ Tensor resize_bicubic(Tensor photo, double top, double bottom, double left, doub
   const std::unique_ptr<int16_t[]> turned(new int16_t[(size_t)r.columns * 3 * block]);
   const std::unique_ptr<uint8_t[]> between(new uint8_t[(size_t)r.rows * 3 * r.width]);
   const std::unique_ptr<int32_t[]> sum(new int32_t[(size_t)3 * r.width]);
-  at_level(r, {along.taps(), across.taps(), turned.get(), between.get(), sum.get()});
+  kernels().resize.bicubic(r, {along.taps(), across.taps(), turned.get(), between.get(), sum.get()});
   return out;
 }
 

@@ -1,15 +1,14 @@
 // The resizing kernel of one x86-64 level: compiled once for each; see levels.h. Nothing here may be shared between levels,
 // so no templates of the standard library, and functions of this file alone.
-#include "../resize/bicubic.h"
-
 #include <cstddef>
+
+#include "levels.h"
 
 namespace shamisa {
 namespace bicubic {
 namespace SHAMISA_LEVEL {
 
-void resize(const Resize& r, const Room& room);
-void resize(const Resize& r, const Room& room) {
+static void resize(const Resize& r, const Room& room) {
   const size_t line = (size_t)3 * r.width;
   const int64_t plane = r.stride[0], row = r.stride[1], column = r.stride[2];
   // 1. along the rows
@@ -49,4 +48,6 @@ void resize(const Resize& r, const Room& room) {
 
 }  // namespace SHAMISA_LEVEL
 }  // namespace bicubic
+
+const ResizeKernels SHAMISA_PART(resize) = {bicubic::SHAMISA_LEVEL::resize};
 }  // namespace shamisa

@@ -6,7 +6,7 @@
 #include <memory>
 #include <new>
 
-#include "../host/batch.h"
+#include "../host/distort.h"
 #include "../host/range.h"
 #include "levels.h"
 
@@ -14,7 +14,7 @@ namespace shamisa {
 
 using torch::stable::Tensor;
 
-// The memory of a call: its output, and Kernels::distort_bytes(H, W, ops that occur) for each thread that has an image to work
+// The memory of a call: its output, and DistortKernels::bytes(H, W, ops that occur) for each thread that has an image to work
 // on (at 224 x 224 up to 3.4 MB), whatever the number and length of the chains. A thread keeps its memory for its next call,
 // up to kept_bytes.
 struct ThreadMemory {
@@ -45,8 +45,8 @@ static Tensor distort(Tensor source, Tensor index, Tensor opcode, Tensor value, 
   const std::string fault = fault_of_range(batch);
   STD_TORCH_CHECK(fault.empty(), fault);
   if (batch.N > 0) {
-    const Kernels& level = kernels();
-    const int64_t bytes = level.distort_bytes(batch.H, batch.W, present);
+    const DistortKernels& level = kernels().distort;
+    const int64_t bytes = level.bytes(batch.H, batch.W, present);
     const int64_t workers = std::min<int64_t>(batch.N, torch::stable::get_num_threads());
     std::atomic<bool> failed{false};
     std::atomic<int64_t> next{0};  // chains differ in length, so threads take images one by one
@@ -58,7 +58,7 @@ static Tensor distort(Tensor source, Tensor index, Tensor opcode, Tensor value, 
         return;
       }
       for (int64_t worker = begin; worker < end; ++worker)
-        for (int64_t n; (n = next++) < batch.N;) level.distort(batch, n, memory);
+        for (int64_t n; (n = next++) < batch.N;) level.image(batch, n, memory);
       if (own.size > ThreadMemory::kept_bytes) own.release();
     });
     STD_TORCH_CHECK(!failed, "out of memory: images of ", batch.H, " x ", batch.W, " need ", bytes, " bytes per thread");

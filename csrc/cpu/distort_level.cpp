@@ -33,12 +33,6 @@ void philox_words(uint64_t key, const uint32_t* counter, uint32_t* words) {
 }  // namespace
 SHAMISA_END
 
-#define SHAMISA_TEXT_(x) #x
-#define SHAMISA_TEXT(x) SHAMISA_TEXT_(x)
-#define SHAMISA_PASTE_(a, b) a##b
-#define SHAMISA_PASTE(a, b) SHAMISA_PASTE_(a, b)
 namespace shamisa {
-extern const Kernels SHAMISA_PASTE(kernels_, SHAMISA_LEVEL);
-const Kernels SHAMISA_PASTE(kernels_, SHAMISA_LEVEL) = {SHAMISA_TEXT(SHAMISA_LEVEL), distort_bytes, distort, apply_one,
-                                                        philox_words};
+const DistortKernels SHAMISA_PART(distort) = {distort_bytes, distort, apply_one, philox_words};
 }  // namespace shamisa

@@ -7,12 +7,13 @@
 
 namespace shamisa {
 
+#define SHAMISA_KERNELS(level) {#level, distort_##level, relation_##level, resize_##level}
 #if defined(SHAMISA_X86)
-extern const Kernels kernels_v2, kernels_v3, kernels_v4;
-static const Kernels* const built[] = {&kernels_v2, &kernels_v3, &kernels_v4, nullptr};
+static const Kernels levels[] = {SHAMISA_KERNELS(v2), SHAMISA_KERNELS(v3), SHAMISA_KERNELS(v4)};
+static const Kernels* const built[] = {&levels[0], &levels[1], &levels[2], nullptr};
 #else
-extern const Kernels kernels_any;
-static const Kernels* const built[] = {&kernels_any, nullptr};
+static const Kernels levels[] = {SHAMISA_KERNELS(any)};
+static const Kernels* const built[] = {&levels[0], nullptr};
 #endif
 
 const Kernels* const* all_kernels() { return built; }

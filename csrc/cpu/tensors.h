@@ -8,7 +8,8 @@ namespace shamisa {
 inline Tensor make(std::initializer_list<int64_t> size, ScalarType type) {
   return torch::stable::empty({size.begin(), size.size()}, type);
 }
-constexpr int64_t work = 1 << 15;  // multiplications worth a thread
+inline int64_t units(int64_t n, int64_t size) { return (n + size - 1) / size; }  // of that size, that hold n
+constexpr int64_t work = 1 << 15;                                                // multiplications worth a thread
 template <class F>
 void parallel(int64_t n, int64_t cost, F f) {
   if (n > 0) torch::stable::parallel_for(0, n, cost < work ? work / (cost > 0 ? cost : 1) + 1 : 1, f);

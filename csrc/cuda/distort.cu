@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "../host/batch.h"
+#include "../host/distort.h"
 #include "distort_kernel.cuh"
 
 namespace shamisa {

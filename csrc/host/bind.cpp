@@ -97,7 +97,7 @@ SHAMISA_EXPORT const char* shamisa_scratch_bytes(int64_t height, int64_t width, 
     check_size(height, width);
     bool present[opcode_count] = {};
     for (int64_t i = 0; i < count; ++i) check_opcode(opcodes[i], "opcodes"), present[opcodes[i]] = true;
-    *to = shamisa::kernels().distort_bytes((int)height, (int)width, present);
+    *to = shamisa::kernels().distort.bytes((int)height, (int)width, present);
   });
 }
 
@@ -115,11 +115,11 @@ SHAMISA_EXPORT const char* shamisa_distort(const float* from, float* to, int64_t
     batch.source = from, batch.source_type = shamisa::DType::f32, batch.S = 1, batch.H = H, batch.W = W;
     batch.source_stride[1] = (int64_t)H * W, batch.source_stride[2] = W, batch.source_stride[3] = 1;
     if (const std::string fault = shamisa::fault_of_range(batch); !fault.empty()) refuse(fault);
-    const Kernels& kernels = at_level(level);
+    const shamisa::DistortKernels& kernels = at_level(level).distort;
     std::copy(from, from + 3ll * H * W, to);
     bool present[opcode_count] = {};
     present[code] = true;
-    const int64_t bytes = kernels.distort_bytes(H, W, present);
+    const int64_t bytes = kernels.bytes(H, W, present);
     std::unique_ptr<unsigned char[]> memory(new unsigned char[bytes + 64]);
     kernels.apply(code, to, H, W, value, (uint64_t)key, (unsigned char*)(((uintptr_t)memory.get() + 63) / 64 * 64));
   });
@@ -127,5 +127,5 @@ SHAMISA_EXPORT const char* shamisa_distort(const float* from, float* to, int64_t
 
 // four words at four words
 SHAMISA_EXPORT const char* shamisa_philox(int64_t key, const uint32_t* counter, uint32_t* to, const char* level) {
-  return guarded([&] { at_level(level).philox((uint64_t)key, counter, to); });
+  return guarded([&] { at_level(level).distort.philox((uint64_t)key, counter, to); });
 }

@@ -1,7 +1,7 @@
 // Arguments of the metadata graphs, checked, as the kernels of every device take them.
 #pragma once
 
-#include "../relation/batch.h"
+#include "../relation/metadata.h"
 #include "tensors.h"
 
 namespace shamisa {

@@ -1,106 +1,58 @@
-// The graphs that follow from the metadata alone, edge by edge, in the order of the reference. Host code, no torch, no
-// allocation.
+// What the sizes and severities of a batch say of its graphs, for every device: numbers of nodes, classes of views, gaps of
+// severity and their weights.
 #pragma once
 
-#include "batch.h"
+#include "../core/math.h"
+#include "libm.h"
 
 SHAMISA_BEGIN
 
-// i, j [B, classes.pairs(), C, L]
-inline void structural_edges(const BatchShape& s, const ViewClasses& classes, int64_t* i, int64_t* j) {
-  for (int64_t b = 0; b < s.B; ++b)
-    for (int v = 0; v < classes.views; ++v)
-      for (int n = 0; n < classes.members(v) - 1; ++n) {
-        const int64_t from = s.node(b, v, 0, 0), to = s.node(b, classes.mate(v, n), 0, 0);
-        for (int64_t k = 0; k < s.images(); ++k) *i++ = from + k, *j++ = to + k;
-      }
-}
-
-// decay [B, C, L], weight, i, j [B, V, C, L]
-template <class T>
-inline void ref_dist_edges(const BatchShape& s, const T* decay, T* weight, int64_t* i, int64_t* j) {
-  const int64_t images = s.images();
-  for (int64_t r = 0; r < s.references(); ++r)
-    for (int64_t n = 0; n < images; ++n) {
-      *weight++ = decay[r / s.V * images + n];
-      *i++ = r;
-      *j++ = s.references() + r * images + n;
-    }
-}
-
-// i, j [R, R - 1]
-inline void ref_ref_edges(int64_t R, int64_t* i, int64_t* j) {
-  for (int64_t r = 0; r < R; ++r) {
-    for (int64_t n = 0; n < R - 1; ++n) i[n] = r;
-    for (int64_t n = 0; n < r; ++n) j[n] = n;
-    for (int64_t n = r; n < R - 1; ++n) j[n] = n + 1;
-    i += R - 1;
-    j += R - 1;
+// The sizes of a batch. Nodes: B V references (b, v), then the distorted (b, v, c, l).
+struct BatchShape {
+  int64_t B, V, C, L;
+  SHAMISA_HD int64_t references() const { return B * V; }
+  SHAMISA_HD int64_t images() const { return C * L; }  // made from a reference
+  SHAMISA_HD int64_t distorted() const { return references() * images(); }
+  SHAMISA_HD int64_t node(int64_t b, int64_t v, int64_t c, int64_t l) const {
+    return references() + ((b * V + v) * C + c) * L + l;
   }
-}
-
-// ---- distorted to distorted ------------------------------------------------------------------------------------------
-// A gap of severities and how many edges have it. NaN counts as the smallest, so that it is kept and shows.
-template <class T>
-struct Gap {
-  T size;
-  int64_t edges;
 };
 
-template <class T>
-SHAMISA_HD T gap_of(T a, T b) {
-  const T d = severity_gap(a, b);
-  return d == d ? d : T(-1);
-}
+// Structural edges join different views of one class: views that are equal modulo `size`, or, with `blocks`, views of one
+// block of that size.
+struct ViewClasses {
+  int size, views;
+  bool blocks;
 
-// the gaps of one sample: severity [C, L] -> gaps [C L (L + 1) / 2]
-template <class T>
-inline void sample_gaps(const T* severity, const BatchShape& s, Gap<T>* gaps) {
-  for (int64_t c = 0; c < s.C; ++c)
-    for (int64_t l = 0; l < s.L; ++l)
-      for (int64_t m = l; m < s.L; ++m)
-        *gaps++ = {gap_of(severity[c * s.L + l], severity[c * s.L + m]), l == m ? s.V * (s.V - 1) : 2 * s.V * s.V};
-}
-
-// Which edges are kept: all with a gap below `bound`, and the first `ties` of those with that gap.
-template <class T>
-struct Kept {
-  T bound;
-  int64_t ties;
+  SHAMISA_HD int members(int v) const {
+    if (blocks) return min_of(size, views - v / size * size);
+    return (views - v % size + size - 1) / size;
+  }
+  SHAMISA_HD int rank(int v) const { return blocks ? v % size : v / size; }
+  // the n-th other view of the class of v
+  SHAMISA_HD int mate(int v, int n) const {
+    n += n >= rank(v);
+    return blocks ? v / size * size + n : v % size + size * n;
+  }
+  // ordered pairs of different views of one class
+  SHAMISA_HD int64_t pairs() const {
+    int64_t sum = 0;
+    for (int v = 0; v < views; ++v) sum += members(v) - 1;
+    return sum;
+  }
 };
 
-// The `kept` smallest gaps; the gaps come in ascending order.
+// NaN where a severity is
 template <class T>
-inline Kept<T> bound_gaps(const Gap<T>* gaps, int64_t count, int64_t kept) {
-  Kept<T> found = {T(-2), 0};
-  int64_t below = 0;  // edges with a smaller gap than the present one
-  for (int64_t g = 0; g < count && below < kept;) {
-    found = {gaps[g].size, kept - below};
-    for (; g < count && gaps[g].size == found.bound; ++g) below += gaps[g].edges;
-  }
-  return found;
+SHAMISA_HD T severity_gap(T a, T b) {
+  return a < b ? b - a : a - b;
 }
 
-// The kept edges of one sample in the order (i, j); weight, i and j move on. table [C, L, L] is the weight of each gap.
+// the weight of a gap of severities
+enum class Decay { exponential, reciprocal };
 template <class T>
-inline void dist_dist_edges(const BatchShape& s, int64_t b, const T* severity, const T* table, Kept<T>* kept, T*& weight,
-                            int64_t*& i, int64_t*& j) {
-  for (int64_t v = 0; v < s.V; ++v)
-    for (int64_t c = 0; c < s.C; ++c)
-      for (int64_t l = 0; l < s.L; ++l) {
-        const int64_t from = s.node(b, v, c, l);
-        for (int64_t u = 0; u < s.V; ++u) {
-          const int64_t to = s.node(b, u, c, 0);
-          for (int64_t m = 0; m < s.L; ++m) {
-            const T gap = gap_of(severity[c * s.L + l], severity[c * s.L + m]);
-            if (gap > kept->bound || to + m == from || (gap == kept->bound && kept->ties == 0)) continue;
-            kept->ties -= gap == kept->bound;
-            *weight++ = table[(c * s.L + l) * s.L + m];
-            *i++ = from;
-            *j++ = to + m;
-          }
-        }
-      }
+SHAMISA_HD T decayed(T gap, Decay decay) {
+  return decay == Decay::exponential ? exponential(T(-0.75) * gap) : 1 / (1 + gap / 4);
 }
 
 SHAMISA_END

@@ -22,12 +22,12 @@ static const std::vector<int> point_chains[] = {
 static double median_ms(const Kernels& level, const Batch& batch, int repeats) {
   bool present[opcode_count];
   for (bool& p : present) p = true;
-  const size_t bytes = ((size_t)level.distort_bytes(batch.H, batch.W, present) + 63) / 64 * 64;
+  const size_t bytes = ((size_t)level.distort.bytes(batch.H, batch.W, present) + 63) / 64 * 64;
   unsigned char* memory = (unsigned char*)std::aligned_alloc(64, bytes);
   std::vector<double> times;
   for (int r = 0; r < repeats + 2; ++r) {
     const auto start = std::chrono::steady_clock::now();
-    level.distort(batch, 0, memory);
+    level.distort.image(batch, 0, memory);
     times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
   }
   std::free(memory);

@@ -126,9 +126,9 @@ inline std::vector<float> run_on(const shamisa::Kernels& kernels, const BatchCas
   const shamisa::Batch batch = c.batch(out.data());
   bool present[shamisa::opcode_count];
   for (bool& p : present) p = true;
-  const size_t bytes = (size_t)kernels.distort_bytes(c.H, c.W, present);
+  const size_t bytes = (size_t)kernels.distort.bytes(c.H, c.W, present);
   unsigned char* memory = (unsigned char*)std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-  for (int64_t n = 0; n < c.N(); ++n) kernels.distort(batch, n, memory);
+  for (int64_t n = 0; n < c.N(); ++n) kernels.distort.image(batch, n, memory);
   std::free(memory);
   return out;
 }

@@ -3,7 +3,7 @@
 // after it, so that the words of the emulator stand
 #include <vector>
 
-#include "../../csrc/cuda/tile.cuh"
+#include "../../csrc/cuda/relation/tile.cuh"
 #include "check.h"
 
 using namespace shamisa;

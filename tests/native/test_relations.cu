@@ -5,8 +5,8 @@
 #include "emulator.h"
 #endif
 
-#include "../../csrc/cuda/neighbors.cuh"
-#include "../../csrc/cuda/pair.cuh"
+#include "../../csrc/cuda/relation/neighbors.cuh"
+#include "../../csrc/cuda/relation/pair.cuh"
 // after them, so that the words of the emulator stand
 #include <algorithm>
 #include <random>
