@@ -37,6 +37,7 @@ from .networks.devices import choose_device
 from .networks.encoders import LAST, describe, features_of, name_of
 from .networks.models import Encoder
 from .scoring import ridge
+from .scoring.crops import FULL, VIEW
 from .scoring.features import CROPS, SCALES, Extractor, Features, extract, extract_difference
 from .scoring.protocol import finite, group_table, median, median_groups, probe_split, table, without
 from .training import runs
@@ -138,6 +139,13 @@ def make_parser() -> argparse.ArgumentParser:
     split.add_argument("--seed", type=int, default=0, help="seed of the splits and of random weights [0]")
     work = parser.add_argument_group("work")
     work.add_argument("--crop", type=int, default=224, help="side of the crops, in pixels [224]")
+    work.add_argument(
+        "--view",
+        default=VIEW,
+        metavar="PIXELS|full",
+        help="viewing size: larger photographs are shrunk to it first, pixels of the longer side; full: no limit, as "
+        "published; the regressor records it [%(default)s]",
+    )
     work.add_argument("--batch", type=int, help="photographs per encoder call, ten crops each [1 on a CPU, 8 on a GPU]")
     work.add_argument("--workers", type=int, default=2, help="decoding threads [2]")
     work.add_argument(
@@ -259,7 +267,7 @@ def open_extractors(given: argparse.Namespace, encoder: torch.nn.Module | None =
         encoders.append((name, open_encoder(name, given.seed, features)))
     encoders += [(name, open_encoder(name, given.seed, given.features)) for name in given.compare]
     device = choose_device(given.device)
-    options = {n: getattr(given, n) for n in ("crop", "batch", "workers", "cache", "truncated")}
+    options = {n: getattr(given, n) for n in ("crop", "view", "batch", "workers", "cache", "truncated")}
     found = [(name, Extractor(e, device=device, **options)) for name, e in encoders]
     blank = torch.zeros(1, SCALES, CROPS, 3, given.crop, given.crop, dtype=torch.uint8)
     for name, extractor in found:
@@ -275,6 +283,7 @@ def describe_protocol(given: argparse.Namespace) -> dict:
     kind = "absolute differences to the reference's" if given.full_reference else "no reference"
     return {
         "features": f"{CROPS} crops (corners, centre) of {given.crop} px x {SCALES} scales (full, half), concatenated per crop; {kind}",
+        "view": given.view,
         "regressor": "ridge per crop, predictions averaged over crops",
         "strength": f"{ridge.STRENGTHS}, by SRCC on val",
         "plcc": "raw; plcc_logistic after a 4-parameter logistic fitted on test",
@@ -376,6 +385,7 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
         "encoder_hash": ("full-reference:" if given.full_reference else "") + first.extractor.hash,
         "checkpoint": given.checkpoint,
         "crop": given.crop,
+        "view": first.extractor.view or FULL,
         "full_reference": given.full_reference,
         "labels": labels.name,
         "split": chosen[0].origin,
