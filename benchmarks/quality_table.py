@@ -24,9 +24,9 @@ from shamisa.data.photos import read_photo
 from shamisa.datasets.labels import Labels, find_files, read_csv
 from shamisa.datasets.splits import Split, make_splits
 from shamisa.files import write_json
-from shamisa.probe import open_encoder
 from shamisa.scoring import metrics
 from shamisa.scoring.features import Extractor, extract
+from shamisa.scoring.inputs import open_encoder
 from shamisa.scoring.protocol import probe_split
 
 from .peers import Missing, need

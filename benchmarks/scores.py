@@ -23,7 +23,7 @@ def training(checkpoint: str) -> dict | None:
         return None
     from shamisa.data import References
     from shamisa.data.photos import PhotoFolder
-    from shamisa.probe import open_encoder
+    from shamisa.scoring.inputs import open_encoder
 
     config = json.loads((run / "config.json").read_text())["config"]
     encoder = open_encoder(checkpoint)

@@ -59,3 +59,8 @@ def printable(content: object) -> str:
     if isinstance(content, bytes):
         return content.decode("utf-8", "backslashreplace")
     return str(content).translate(_ESCAPED).encode("utf-8", "backslashreplace").decode()
+
+
+def say(content: str) -> None:
+    """Print, whatever the bytes of a path."""
+    print(printable(content))

@@ -36,17 +36,17 @@ from .data.formats import count as count_of
 from .data.formats import describe_ignored, shorten
 from .data.photos import PhotoError, PhotoFolder, PhotoList
 from .datasets.labels import describe_scale
-from .files import printable
+from .files import printable, write_json, write_text
+from .networks.checkpoints import read_json
 from .networks.devices import choose_device
 from .networks.encoders import check_fit, name_of, recorded
 from .networks.models import Encoder
-from .probe import open_encoder
 from .scoring.crops import check_view
 from .scoring.features import Extractor
+from .scoring.inputs import open_encoder
 from .scoring.quality import to_levels
 from .scoring.ridge import Regressor
 from .scoring.runtimes import RUNTIMES
-from .training.runs import read_json, write_json, write_text
 
 COLUMNS = ("file", "score", "raw", "error")
 FORMATS = (".csv", ".jsonl")
@@ -97,8 +97,12 @@ class Scorer:
             if isinstance(found, PhotoError):
                 yield found
                 continue
-            raw = self.regressor.predict(found.unsqueeze(0))
-            yield path, self.regressor.quality(raw).item(), raw.item()
+            yield path, *self.judge(found)
+
+    def judge(self, features: Tensor) -> tuple[float, float]:
+        """Features [5, 2F] of a photograph -> (quality in 0..1, raw score on the training scale)."""
+        raw = self.regressor.predict(features.unsqueeze(0))
+        return self.regressor.quality(raw).item(), raw.item()
 
 
 def _levels(image: Tensor) -> Tensor:
@@ -219,7 +223,35 @@ def gather(paths: Sequence[str], others: Counter[str] | None = None) -> tuple[li
 
 
 # ---- table out -------------------------------------------------------------------------------------------------------
-def _row_text(kind: str, row: tuple) -> str:
+def about(scorer: Scorer) -> dict:
+    """What made a table, and what its numbers mean: JSON values."""
+    return {
+        "encoder_hash": scorer.extractor.hash,
+        "regressor": scorer.regressor.about,
+        **({"view": scorer.extractor.view} if scorer.extractor.view else {}),  # tables of before know none
+        "coef_hash": hashlib.sha256(scorer.regressor.coef.numpy().tobytes()).hexdigest(),
+        "score": "0..1, higher is better",
+        "raw": describe_scale(**scorer.regressor.scale),
+    }
+
+
+def round_row(file: str, score: float | None, raw: float | None, error: str | None) -> tuple:
+    """A row as tables hold it: scores of six digits."""
+    return file, None if score is None else round(score, 6), None if raw is None else round(raw, 6), error
+
+
+def rows(scorer: Scorer, paths: Sequence[str]) -> Iterator[tuple]:
+    """Files -> rows as tables hold them: file, score, raw, error; in order, in bounded memory."""
+    for result in scorer.stream(paths):
+        if isinstance(result, PhotoError):
+            yield round_row(printable(result.path), None, None, result.reason)
+        else:
+            path, quality, raw = result
+            yield round_row(printable(path), quality, raw, None)
+
+
+def row_text(kind: str, row: tuple) -> str:
+    """A row as a line of a .csv or .jsonl table."""
     if kind == ".jsonl":
         return json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n"
     text = io.StringIO()
@@ -273,7 +305,7 @@ class Table:
             rows = []
             write_json(beside, meta)
         head = ",".join(COLUMNS) + "\n" if self.kind == ".csv" else ""
-        write_text(out, head + "".join(_row_text(self.kind, r) for r in rows))  # without a torn end
+        write_text(out, head + "".join(row_text(self.kind, r) for r in rows))  # without a torn end
         self.path, self.file = out, out.open("a", encoding="utf-8")
         if self.url:
             remote.write(self.url + META, beside.read_bytes())
@@ -295,7 +327,7 @@ class Table:
 
     def add(self, *row: str | float | None) -> None:
         """One row: file, score, raw, error."""
-        self.file.write(_row_text(self.kind, row))
+        self.file.write(row_text(self.kind, row))
         self.file.flush()
         if self.url and time.monotonic() > self.copied + self.wait:
             self._copy()
@@ -355,6 +387,22 @@ def make_parser() -> argparse.ArgumentParser:
         help="what runs the encoder: torch, or on a CPU openvino, faster for many photographs [%(default)s]",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    ray = parser.add_argument_group(
+        "on a Ray cluster", "--out is then a folder, or the URL of one, for tables in parts [scores]"
+    )
+    ray.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="score on the cluster at HOST:PORT, or auto; without an address on all CPUs of this machine",
+    )
+    ray.add_argument(
+        "--format", choices=("parquet", "csv", "jsonl"), default="parquet", help="of the parts [%(default)s]"
+    )
+    ray.add_argument("--part", type=int, default=1000, help="photographs of a part [%(default)s]")
+    ray.add_argument("--actors", type=int, help="processes that hold the encoder [as many as there is room for]")
+    ray.add_argument("--gpus", type=float, default=0.0, help="GPUs of each of them, such as 1 or 0.5 [0: the CPU]")
     return parser
 
 
@@ -383,6 +431,10 @@ def run(given: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
+    if given.ray is not None:
+        from .ray import command
+
+        return command(given)
     if given.out is None and given.checkpoint is None:
         return print_scores(given)
     out = open_place(given.out or "scores.csv", FORMATS, given.resume)
@@ -391,26 +443,15 @@ def run(given: argparse.Namespace) -> int:
     if others:
         print(describe_ignored(others), file=sys.stderr)
     scorer = open_scorer(given)
-    meta = {
-        "encoder_hash": scorer.extractor.hash,
-        "regressor": scorer.regressor.about,
-        **({"view": scorer.extractor.view} if scorer.extractor.view else {}),  # tables of before know none
-        "coef_hash": hashlib.sha256(scorer.regressor.coef.numpy().tobytes()).hexdigest(),
-        "score": "0..1, higher is better",
-        "raw": describe_scale(**scorer.regressor.scale),
-    }
-    table = Table(out, meta, given.resume)
+    table = Table(out, about(scorer), given.resume)
     todo = [p for p in paths if printable(p) not in table.done]
     failed = list(closed)
     bar = tqdm(total=len(paths), initial=len(paths) - len(todo), unit="image", disable=given.quiet)
     with table, bar:
-        for result in scorer.stream(todo):
-            if isinstance(result, PhotoError):
-                failed.append(result)
-                table.add(printable(result.path), None, None, result.reason)
-            else:
-                path, quality, raw = result
-                table.add(printable(path), round(quality, 6), round(raw, 6), None)
+        for row in rows(scorer, todo):
+            table.add(*row)
+            if row[3] is not None:
+                failed.append(PhotoError(row[0], row[3]))
             bar.update()
     for error in failed:
         print(f"cannot be scored: {printable(error.path)}: {error.reason}", file=sys.stderr)

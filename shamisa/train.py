@@ -25,6 +25,7 @@ from .data.decode import is_truncated
 from .data.formats import shorten
 from .distortions import DISTORTIONS
 from .measuring.allocator import keep_freed_memory
+from .networks.checkpoints import find_checkpoint
 from .networks.encoders import features_of, name_of
 from .ops import has_kernel
 from .reports import plots
@@ -93,7 +94,7 @@ def _check(
     config = read_config(None, resume, dataclasses.asdict(config), processes.world_size)
     trainer = Trainer(config, quiet, processes, encoder)
     if run.latest() is not None:
-        trainer.load(runs.find_checkpoint(resume))
+        trainer.load(find_checkpoint(resume))
     if trainer.step > trainer.steps:
         raise ValueError(f"steps must be at least the {trainer.step} that {resume} has done, got {trainer.steps}")
     if run.status()["status"] == "finished" and trainer.step == trainer.steps:

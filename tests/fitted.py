@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from shamisa.probe import open_encoder
 from shamisa.scoring.features import Extractor
+from shamisa.scoring.inputs import open_encoder
 from shamisa.scoring.ridge import Regressor
 
 SMALL = "untrained:shamisa/small"

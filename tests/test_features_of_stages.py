@@ -11,12 +11,13 @@ from torch import nn
 from shamisa import hub, metric
 from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD, normalize
 from shamisa.export import export, load_program
+from shamisa.networks import checkpoints
 from shamisa.networks.models import Encoder
 from shamisa.networks.stages import EPS
-from shamisa.probe import open_encoder
 from shamisa.score import Scorer, load_scorer
 from shamisa.scoring import features
 from shamisa.scoring.features import Extractor, hash_encoder
+from shamisa.scoring.inputs import open_encoder
 from shamisa.scoring.quality import QualityNet, load_quality_net
 from shamisa.scoring.ridge import Regressor
 from shamisa.training import runs
@@ -183,22 +184,22 @@ def train(config, folder, encoder=None):
 
 def test_a_run_records_its_features_and_is_loaded_with_them(photos, tmp_path):
     trainer, run = train(tiny(photos, features="stage2,last"), tmp_path / "run")
-    index = runs.find_checkpoint(run.path).index
+    index = checkpoints.find_checkpoint(run.path).index
     assert index["features"] == "last,stage2" and index["mean"] == list(IMAGENET_MEAN)
     x = torch.randn(2, 3, 40, 40)
     with torch.no_grad():
         h = trainer.model.encoder.eval()(x)
-        loaded = runs.load_encoder(run.path)
+        loaded = checkpoints.load_encoder(run.path)
         assert loaded.features == "last,stage2"
         torch.testing.assert_close(loaded(x), h, rtol=1e-5, atol=1e-6)
-        for other in (runs.load_encoder(run.path, features="last"), open_encoder(run.path, features="last")):
+        for other in (checkpoints.load_encoder(run.path, features="last"), open_encoder(run.path, features="last")):
             torch.testing.assert_close(other(x), loaded.network(x))
     assert open_encoder("untrained:" + SMALL, features="stages").features == "stages"
     with pytest.raises(runs.RunError, match="some of last, stage1.*got 'stage9'"):
-        runs.load_encoder(run.path, features="stage9")
+        checkpoints.load_encoder(run.path, features="stage9")
     with pytest.raises(ValueError, match=r"must have the features of the encoder shamisa/small, last, got last,stage2"):
         wrong = Trainer(tiny(photos), quiet=True)
-        wrong.load(runs.find_checkpoint(run.path))
+        wrong.load(checkpoints.find_checkpoint(run.path))
 
 
 # ---- everything that scores ------------------------------------------------------------------------------------------
@@ -308,7 +309,7 @@ def test_efficientnet_with_all_stages_is_exported(tmp_path):
 
 def test_the_regressor_says_which_features_it_takes(unusual, tmp_path):
     run, _, images = unusual
-    encoder = runs.load_encoder(run, features="last")
+    encoder = checkpoints.load_encoder(run, features="last")
     scorer = load_scorer(run, fitted(encoder, tmp_path / "last.safetensors"), device="cpu")
     assert scorer.extractor.encoder.features == "last" and scorer(images).shape == (2,)
     path = fitted(encoder, tmp_path / "none.safetensors", features="stage9")
@@ -332,7 +333,7 @@ def test_the_regressor_says_which_features_it_takes(unusual, tmp_path):
 )
 def test_a_scorer_refuses_a_regressor_of_other_features(unusual, tmp_path, about, message):
     run, _, _ = unusual
-    encoder = runs.load_encoder(run)
+    encoder = checkpoints.load_encoder(run)
     regressor = Regressor.load(fitted(encoder, tmp_path / "other.safetensors", **about))
     with pytest.raises(ValueError, match=message):
         Scorer(encoder, regressor)

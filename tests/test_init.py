@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD, DistortionEngine, normalize
-from shamisa.networks import weights
+from shamisa.networks import checkpoints, weights
 from shamisa.networks.encoders import normalization
 from shamisa.networks.models import Encoder
 from shamisa.networks.weights import PACKAGES, find_package
@@ -180,11 +180,11 @@ def write_checkpoint(encoder, path, **metadata):
 
 def test_a_checkpoint_of_version_0_1_keeps_the_normalisation_it_was_trained_with(tmp_path):
     old = write_checkpoint(Encoder(LITE), tmp_path / "old.safetensors")
-    for loaded in (runs.load_encoder(old), Encoder(LITE, str(old))):
+    for loaded in (checkpoints.load_encoder(old), Encoder(LITE, str(old))):
         assert (loaded.features, loaded.mean, loaded.std) == ("last", IMAGENET_MEAN, IMAGENET_STD)
     numbers = {"mean": json.dumps([0.1, 0.2, 0.3]), "std": json.dumps([0.4, 0.5, 0.6])}
     new = write_checkpoint(Encoder(LITE), tmp_path / "new.safetensors", **numbers)
-    for loaded in (runs.load_encoder(new), Encoder(LITE, str(new))):
+    for loaded in (checkpoints.load_encoder(new), Encoder(LITE, str(new))):
         assert (loaded.mean, loaded.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     with safe_open(new, framework="pt") as content:
         assert "mean" in content.metadata()
@@ -198,4 +198,4 @@ def test_a_checkpoint_of_version_0_1_keeps_the_normalisation_it_was_trained_with
 def test_a_checkpoint_with_a_damaged_record_is_refused(text, tmp_path):
     path = write_checkpoint(Encoder("shamisa/small"), tmp_path / "m.safetensors", mean=text)
     with pytest.raises(runs.RunError, match=r"mean.*of .*m\.safetensors must be"):
-        runs.load_encoder(path)
+        checkpoints.load_encoder(path)

@@ -16,6 +16,7 @@ import pytest
 from test_train import TINY, metrics
 
 from shamisa import train
+from shamisa.networks import checkpoints
 from shamisa.training import runs
 from shamisa.training.config import Config
 
@@ -77,7 +78,7 @@ def test_killed_again_and_again(tmp_path):
         writing += bool(list(out.glob("checkpoint/.step-*")))
         done = steps_written(out)  # counts a torn line
         latest = runs.Run.open(out).latest()
-        before = runs.find_checkpoint(out).step if latest else 0  # verified: sizes and hashes
+        before = checkpoints.find_checkpoint(out).step if latest else 0  # verified: sizes and hashes
         assert done - before <= EVERY + 1, (done, before)
         assert runs.Run.open(out).status()["status"] == "running"
     assert killed >= min(KILLS, 3) and writing >= 1
@@ -86,4 +87,4 @@ def test_killed_again_and_again(tmp_path):
     assert process.exitcode == 0
     run = runs.Run.open(out)
     assert run.status()["status"] == "finished" and metrics(run) == metrics(whole)
-    assert not list(run.checkpoints.glob(".step-*")) and runs.find_checkpoint(out).step == steps
+    assert not list(run.checkpoints.glob(".step-*")) and checkpoints.find_checkpoint(out).step == steps

@@ -13,6 +13,7 @@ from torch import nn
 
 from shamisa import probe, train
 from shamisa.engine import IMAGENET_MEAN
+from shamisa.networks import checkpoints
 from shamisa.networks.models import Encoder
 from shamisa.score import Scorer
 from shamisa.scoring import features
@@ -63,11 +64,11 @@ def test_a_module_is_trained_saved_and_loaded(photos, tmp_path):
     assert trainer.model.encoder is encoder and trainer.model.feature_dim == 12
     assert encoder.seen[0] >= -1 and encoder.seen[1] <= 1  # by its own mean and std; by ImageNet's, beyond 2
     assert not torch.equal(before["features.0.weight"], encoder.features[0].weight)
-    index = runs.find_checkpoint(run.path).index
+    index = checkpoints.find_checkpoint(run.path).index
     assert (index["encoder"], index["features"], index["mean"]) == ("Net", "last", [0.5, 0.5, 0.5])
     with pytest.raises(runs.RunError, match=r"holds the encoder Net, a module of somebody's own.*encoder=MODULE"):
-        runs.load_encoder(run.path)
-    loaded = runs.load_encoder(run.path, encoder=make(9))
+        checkpoints.load_encoder(run.path)
+    loaded = checkpoints.load_encoder(run.path, encoder=make(9))
     assert not loaded.training
     for key, t in encoder.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], t), key
@@ -95,21 +96,23 @@ def test_a_module_that_does_not_fit_is_refused(photos, tmp_path, encoder, option
         if name in options:
             setattr(encoder, name, options.pop(name))
     with pytest.raises(runs.RunError, match=message):
-        runs.load_encoder(run.path, encoder=encoder, **options)
+        checkpoints.load_encoder(run.path, encoder=encoder, **options)
 
 
 def test_a_run_is_resumed_with_the_module(photos, tmp_path):
     _, whole = run_of(photos, tmp_path / "whole", make())
     trainer, run = run_of(photos, tmp_path / "parts", make(), steps=2, schedule="constant")
     with pytest.raises(ValueError, match=r"must hold the encoder torchvision/resnet18, got Net: .*encoder=MODULE"):
-        Trainer(tiny(photos, encoder="torchvision/resnet18", init="none"), True).load(runs.find_checkpoint(run.path))
+        Trainer(tiny(photos, encoder="torchvision/resnet18", init="none"), True).load(
+            checkpoints.find_checkpoint(run.path)
+        )
     options = {"steps": 4, "schedule": "constant"}
     trainer, run = train.prepare(tiny(photos, **options), None, run.path, quiet=True, encoder=make(5))
     assert trainer.step == 2
     assert train.execute(trainer, run) == "finished"
     run.release()
     _, same = run_of(photos, tmp_path / "same", make(), schedule="constant")
-    a, b = (runs.find_checkpoint(r.path).model_tensors() for r in (run, same))
+    a, b = (checkpoints.find_checkpoint(r.path).model_tensors() for r in (run, same))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 

@@ -99,7 +99,6 @@ def test_ordered_differences(folder):
 
 
 def test_command_from_photographs_to_files(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fit, "ALPHAS", np.array([0.1, 1.0]))
     monkeypatch.setattr(__main__, "CHECKED", 2)
     out = tmp_path / "model"
     words = [

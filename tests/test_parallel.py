@@ -20,6 +20,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from shamisa import train
+from shamisa.networks import checkpoints
 from shamisa.networks.devices import choose_device
 from shamisa.relations import RelationOptions
 from shamisa.training import config as configuration
@@ -125,7 +126,7 @@ def assert_runs_close(a: runs.Run, b: runs.Run) -> None:
         assert_close(x["loss"], y["loss"], rtol=1e-4, atol=1e-5)
         assert_close(x["grad_norm"], y["grad_norm"], rtol=1e-4, atol=1e-5)
         assert (x["step"], x["epoch"], x["lr"]) == (y["step"], y["epoch"], y["lr"])
-    weights = [runs.find_checkpoint(r.path).model_tensors() for r in (a, b)]
+    weights = [checkpoints.find_checkpoint(r.path).model_tensors() for r in (a, b)]
     for key, value in weights[0].items():
         assert_close(weights[1][key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
 
@@ -135,7 +136,7 @@ def test_two_processes_equal_one(one, two):
     assert_runs_close(one, two)
     assert two.status() == {"status": "finished", "step": 6, "message": ""}
     assert runs.read_json(two.path / "config.json")["processes"] == 2
-    last = runs.find_checkpoint(one.path).model_tensors()
+    last = checkpoints.find_checkpoint(one.path).model_tensors()
     fresh = dict(Learner(Config(**(TINY | {"batch": 2}))).named_parameters())
     moved = [float((last[k] - fresh[k].detach()).abs().max()) for k in fresh]
     assert max(moved) > 0.002  # much further than the tolerance
@@ -165,12 +166,12 @@ def test_resumed_run_equals_unbroken_and_may_change_processes(photos, one, two, 
     run_two(["--resume", str(out), "--steps", "6", "--quiet"], tmp_path)
     resumed = runs.Run.open(out)
     assert metrics(resumed) == metrics(two)  # bit for bit
-    for key, value in runs.find_checkpoint(two.path).model_tensors().items():
-        assert torch.equal(runs.find_checkpoint(out).model_tensors()[key], value), key
+    for key, value in checkpoints.find_checkpoint(two.path).model_tensors().items():
+        assert torch.equal(checkpoints.find_checkpoint(out).model_tensors()[key], value), key
     # one process goes on where two stopped: the same samples, so the same training
     assert run_alone(["--resume", str(copy), "--steps", "6", "--quiet"]) == 0
     assert_runs_close(runs.Run.open(copy), one)
-    assert runs.find_checkpoint(copy).index["header"]["config"]["batch"] == 2
+    assert checkpoints.find_checkpoint(copy).index["header"]["config"]["batch"] == 2
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_what_stops_one_process_stops_both(photos, tmp_path):
     assert finish(made) == [128 + signal.SIGTERM] * 2, logs(tmp_path)
     run = runs.Run.open(out)
     assert run.status()["status"] == "interrupted"
-    assert runs.find_checkpoint(out).step == run.status()["step"] == len(run.records()) >= 3
+    assert checkpoints.find_checkpoint(out).step == run.status()["step"] == len(run.records()) >= 3
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -249,7 +250,7 @@ def test_a_lost_process_ends_the_other(how, photos, tmp_path):
     assert code == 1, logs(tmp_path)
     assert "another process ended or did not answer within 5 s" in (tmp_path / "log-0").read_text()
     run = runs.Run.open(out)
-    assert run.status()["status"] == "failed" and runs.find_checkpoint(out).step >= 2
+    assert run.status()["status"] == "failed" and checkpoints.find_checkpoint(out).step >= 2
 
 
 def test_nan_stops_both(photos, tmp_path):
@@ -257,7 +258,7 @@ def test_nan_stops_both(photos, tmp_path):
     assert finish(start([*arguments, "--out", str(tmp_path / "run")], tmp_path)) == [1, 1], logs(tmp_path)
     run = runs.Run.open(tmp_path / "run")
     assert run.status()["status"] == "failed" and " is " in (tmp_path / "log-0").read_text()
-    assert runs.find_checkpoint(run.path).step == run.status()["step"]
+    assert checkpoints.find_checkpoint(run.path).step == run.status()["step"]
 
 
 @pytest.mark.parametrize(
@@ -322,7 +323,7 @@ def test_sigterm_to_torchrun_saves(photos, tmp_path):
     err = process.communicate(timeout=LIMIT)[1]
     run = runs.Run.open(tmp_path / "run")
     assert run.status()["status"] == "interrupted", err
-    assert runs.find_checkpoint(run.path).step == run.status()["step"] == len(run.records()) >= 5
+    assert checkpoints.find_checkpoint(run.path).step == run.status()["step"] == len(run.records()) >= 5
 
 
 THREADS_AFTER_CLOSE = """

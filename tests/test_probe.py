@@ -16,7 +16,7 @@ from shamisa.datasets import iqa_sets
 from shamisa.datasets.labels import Labels
 from shamisa.datasets.splits import Split
 from shamisa.networks.models import Encoder
-from shamisa.scoring import metrics, ridge
+from shamisa.scoring import inputs, metrics, ridge
 
 N = 48
 SMALL = "untrained:shamisa/small"
@@ -56,7 +56,7 @@ def call(data, out, *extra, checkpoint=SMALL, labels="labels.csv"):
 
 
 def test_end_to_end(data, tmp_path, capsys):
-    weights = {f"encoder.{k}": t for k, t in probe.open_encoder(SMALL, seed=7).state_dict().items()}
+    weights = {f"encoder.{k}": t for k, t in inputs.open_encoder(SMALL, seed=7).state_dict().items()}
     save_file(weights, tmp_path / "model.safetensors", {"encoder": "shamisa/small"})
     out = tmp_path / "out"
     assert call(data, out, "--untrained", checkpoint=tmp_path / "model.safetensors") == 0
@@ -82,7 +82,7 @@ def test_end_to_end(data, tmp_path, capsys):
     assert json.loads((out / "regressor.json").read_text()) == {"format": 1, **regressor.about}
     assert regressor.about["split_hash"] == results["splits"][0]["hash"]
     assert regressor.about["encoder_hash"] == trained["encoder_hash"]
-    extractor = probe.Extractor(probe.open_encoder(SMALL, seed=7), crop=32)
+    extractor = probe.Extractor(inputs.open_encoder(SMALL, seed=7), crop=32)
     photos = [probe.iqa_sets.find_files(iqa_sets.read_csv(data / "labels.csv").take([i]), data)[0] for i in (0, 4)]
     again = regressor.predict(torch.stack([f for _, f in extractor.stream(photos)]))
     assert_allclose(again, prediction[:2], rtol=1e-4)
@@ -217,7 +217,7 @@ def test_regressors_that_cannot_be_read(tmp_path, content, message):
     ids=lambda v: " ".join(v) if isinstance(v, dict) else "",
 )
 def test_bad_input_is_told_before_any_work(data, tmp_path, capsys, monkeypatch, change, message):
-    monkeypatch.setattr(probe, "extract", None)  # must not be reached
+    monkeypatch.setattr(inputs, "extract", None)  # must not be reached
     (data / "empty").mkdir(exist_ok=True)
     given = {
         "--checkpoint": SMALL,
@@ -249,7 +249,7 @@ def test_unknown_flags_are_rejected(capsys):
 def test_untrained_weights_follow_the_seed():
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    a, b, c = (probe.open_encoder(SMALL, seed) for seed in (0, 0, 1))
+    a, b, c = (inputs.open_encoder(SMALL, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
     first = next(iter(a.state_dict()))
     assert isinstance(a, Encoder) and not a.training

@@ -17,7 +17,7 @@ from shamisa import probe
 from shamisa.datasets import iqa_sets
 from shamisa.reports import cross, report
 from shamisa.score import Scorer
-from shamisa.scoring import metrics, ridge
+from shamisa.scoring import inputs, metrics, ridge
 from shamisa.scoring.features import Extractor
 
 SMALL = "untrained:shamisa/small"
@@ -149,7 +149,7 @@ def test_page_does_not_scroll_sideways(page, tmp_path, width):
 
 
 def test_a_page_that_cannot_be_written_is_told_before_any_work(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(probe, "extract", None)  # must not be reached
+    monkeypatch.setattr(inputs, "extract", None)  # must not be reached
     (tmp_path / "file").touch()
     words = ["--checkpoint", SMALL, "--labels", str(data / "labels.csv"), "--out", str(tmp_path / "out")]
     assert probe.main([*words, *FAST, "--report", str(tmp_path / "file")]) == 2
@@ -171,7 +171,7 @@ def test_full_reference(data, tmp_path, capsys):
     assert results["full_reference"] and results["encoders"][0]["median"]["srcc"] > 0.8
     fitted = ridge.Regressor.load(tmp_path / "regressor.safetensors")
     with pytest.raises(ValueError, match="full-reference:"):  # it must not score single images
-        Scorer(probe.open_encoder(SMALL), fitted)
+        Scorer(inputs.open_encoder(SMALL), fitted)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_full_reference_needs_references(tmp_path, capsys, monkeypatch, fault, m
         (root / "ref/3.png").unlink()
     else:
         Image.new("RGB", (30, 30)).save(root / "3 <b>&\"1' 2.png")
-    monkeypatch.setattr(probe, "extract_difference", None)  # must not be reached
+    monkeypatch.setattr(inputs, "extract_difference", None)  # must not be reached
     words = ["--checkpoint", SMALL, "--labels", str(root / "labels.csv"), "--full-reference"]
     assert probe.main([*words, *FAST, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
@@ -224,10 +224,10 @@ def test_cross_matrix(data, tmp_path, capsys):
         assert f"{matrix[row][row]['srcc']:.4f}*" in printed
     assert f"{matrix[a][b]['plcc']:.4f}" in printed and results["sets"][a]["splits"][0]["hash"][:16] in printed
 
-    extractor = Extractor(probe.open_encoder(SMALL), crop=32)
+    extractor = Extractor(inputs.open_encoder(SMALL), crop=32)
     sets = [iqa_sets.read_csv(root / "labels.csv") for root in (data, other)]
     X = [
-        probe.open_source(s, root).extract(extractor, progress=False).values
+        inputs.open_source(s, root).extract(extractor, progress=False).values
         for s, root in zip(sets, (data, other), strict=True)
     ]
     model = ridge.fit_path(X[0], sets[0].quality(), [matrix[a][b]["alpha"]])
@@ -252,7 +252,7 @@ def test_cross_matrix(data, tmp_path, capsys):
     ],
 )
 def test_cross_errors(data, tmp_path, capsys, monkeypatch, words, message):
-    monkeypatch.setattr(probe, "extract", None)  # must not be reached
+    monkeypatch.setattr(inputs, "extract", None)  # must not be reached
     words = [str(data / "labels.csv") if w == "CSV" else w for w in words]
     assert probe.main(["--checkpoint", SMALL, *words, "--out", str(tmp_path / "out")]) == 2
     assert re.search(message, capsys.readouterr().err)

@@ -22,8 +22,9 @@ from shamisa.data.photos import PhotoError, open_photos, read_photo
 from shamisa.data.verify import survey
 from shamisa.datasets.labels import LabelError, find_files, read_csv
 from shamisa.files import hash_file
+from shamisa.networks.checkpoints import RunError, load_encoder
 from shamisa.training.config import Config
-from shamisa.training.runs import Run, RunError, load_encoder
+from shamisa.training.runs import Run
 from shamisa.training.trainer import Trainer
 
 fsspec = pytest.importorskip("fsspec")

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_models import tiny_config
 
+from shamisa.networks import checkpoints
 from shamisa.training import runs
 from shamisa.training.learner import Learner
 
@@ -50,11 +51,11 @@ def test_checkpoint_round_trip_is_exact(kind, channels_last, tmp_path):
     run = runs.Run.create(tmp_path / "run", HEADER)
     run.save(2, model, optimizer, {"scaler": {"scale": 0.1}}, keep=1)
 
-    checkpoint = runs.find_checkpoint(run.path)
+    checkpoint = checkpoints.find_checkpoint(run.path)
     assert checkpoint.step == 2 and checkpoint.index["scaler"] == {"scale": 0.1}
     other = Learner(tiny_config(seed=9)).to(memory_format=layout)
     optimizer2 = make_optimizer(kind, other)
-    runs.load_matching(other, checkpoint.model_tensors(), "test")
+    checkpoints.load_matching(other, checkpoint.model_tensors(), "test")
     runs.load_optimizer(other, optimizer2, checkpoint.state_tensors())
     for m, o in ((model, optimizer), (other, optimizer2)):
         train_a_little(m, o)  # goes on alike
@@ -74,7 +75,7 @@ def test_load_encoder_from_every_kind_of_path(saved):
     run, model, _ = saved
     step = run.checkpoints / "step-00000002"
     for path in (run.path, run.checkpoints, step, step / "model.safetensors", str(run.path)):
-        encoder = runs.load_encoder(path, expect="shamisa/small")
+        encoder = checkpoints.load_encoder(path, expect="shamisa/small")
         assert encoder.name == "shamisa/small" and not encoder.training
         for key, expected in model.encoder.state_dict().items():
             assert torch.equal(encoder.state_dict()[key], expected)
@@ -85,7 +86,7 @@ def test_keep_drops_the_oldest(saved):
     for step in (4, 6, 8):
         run.save(step, model, optimizer, {}, keep=2)
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["latest", "step-00000006", "step-00000008"]
-    assert runs.find_checkpoint(run.path).step == 8
+    assert checkpoints.find_checkpoint(run.path).step == 8
 
 
 def test_the_best_is_kept_beside_the_newest(saved):
@@ -95,14 +96,17 @@ def test_the_best_is_kept_beside_the_newest(saved):
         assert run.best() == {4: run.checkpoints / "step-00000004"}.get(step, run.checkpoints / "step-00000006")
     names = sorted(p.name for p in run.checkpoints.iterdir())
     assert names == ["best", "latest", "step-00000006", "step-00000010", "step-00000012"]
-    assert runs.find_checkpoint(run.path).step == 12 and runs.find_checkpoint(run.checkpoints / "latest").step == 12
-    assert runs.find_checkpoint(run.checkpoints / "best").step == 6
-    assert runs.load_encoder(run.checkpoints / "best").name == "shamisa/small"
+    assert (
+        checkpoints.find_checkpoint(run.path).step == 12
+        and checkpoints.find_checkpoint(run.checkpoints / "latest").step == 12
+    )
+    assert checkpoints.find_checkpoint(run.checkpoints / "best").step == 6
+    assert checkpoints.load_encoder(run.checkpoints / "best").name == "shamisa/small"
     run.save(14, model, optimizer, {}, keep=1, score=0.9)  # of equal ones the later is the best
     assert sorted(p.name for p in run.checkpoints.glob("step-*")) == ["step-00000014"]
     (run.checkpoints / "best").write_text("step-00000099\n")
     with pytest.raises(runs.RunError, match="best names step-00000099, which is not there"):
-        runs.load_encoder(run.checkpoints / "best")
+        checkpoints.load_encoder(run.checkpoints / "best")
 
 
 @pytest.mark.parametrize("where", ["model", "state", "index", "rename", "pointer"])
@@ -142,10 +146,10 @@ def test_a_failure_while_writing_leaves_the_last_checkpoint(where, saved, monkey
     with pytest.raises(OSError, match="No space left"):
         run.save(4, model, optimizer, {}, keep=2)
     monkeypatch.undo()
-    assert runs.find_checkpoint(run.path).step == 2  # intact
+    assert checkpoints.find_checkpoint(run.path).step == 2  # intact
     assert not list(run.checkpoints.glob(".step-*"))  # and nothing half-written is left
     run.save(4, model, optimizer, {}, keep=2)
-    assert runs.find_checkpoint(run.path).step == 4
+    assert checkpoints.find_checkpoint(run.path).step == 4
 
 
 def test_leftovers_of_a_killed_process_are_removed(saved):
@@ -153,7 +157,7 @@ def test_leftovers_of_a_killed_process_are_removed(saved):
     left = run.checkpoints / ".step-00000003.99999"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
-    assert runs.find_checkpoint(run.path).step == 2
+    assert checkpoints.find_checkpoint(run.path).step == 2
     run.save(4, model, optimizer, {}, keep=2)
     assert not left.exists()
 
@@ -194,7 +198,7 @@ def damage(kind, run):
 def test_damage_is_found(kind, message, saved):
     damage(kind, saved[0])
     with pytest.raises(runs.RunError, match=message):
-        runs.load_encoder(saved[0].path)
+        checkpoints.load_encoder(saved[0].path)
 
 
 def test_other_things_are_not_checkpoints(tmp_path, saved):
@@ -205,9 +209,9 @@ def test_other_things_are_not_checkpoints(tmp_path, saved):
     cases.append((tmp_path / "foreign.safetensors", "must be a checkpoint of shamisa"))
     for path, message in cases:
         with pytest.raises(runs.RunError, match=message):
-            runs.load_encoder(path)
+            checkpoints.load_encoder(path)
     with pytest.raises(runs.RunError, match="must hold the encoder torchvision/resnet50, got shamisa/small"):
-        runs.load_encoder(saved[0].path, expect="torchvision/resnet50")
+        checkpoints.load_encoder(saved[0].path, expect="torchvision/resnet50")
 
 
 def test_a_checkpoint_of_another_architecture_names_both(tmp_path, saved):
@@ -215,7 +219,7 @@ def test_a_checkpoint_of_another_architecture_names_both(tmp_path, saved):
     weights = {k: torch.zeros(5, 5) if k.endswith("stages.0.0.weight") else t for k, t in weights.items()}
     save_file(weights, tmp_path / "m.safetensors", metadata={"encoder": "shamisa/small"})
     with pytest.raises(runs.RunError, match=r"stages.0.0.weight expected \[24, 3, .*found \[5, 5\]"):
-        runs.load_encoder(tmp_path / "m.safetensors")
+        checkpoints.load_encoder(tmp_path / "m.safetensors")
 
 
 def test_metrics_are_cut_to_the_checkpoint(saved):

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from shamisa import train
+from shamisa.networks import checkpoints
 from shamisa.networks.models import Encoder
 from shamisa.training import config as configuration
 from shamisa.training import embeddings, runs
@@ -243,7 +244,7 @@ def test_run_folder_is_complete(unbroken, photos):
         configuration.from_record(first["config"]) == tiny(photos)
         and first["versions"]["torch"] == torch.__version__.split("+")[0]
     )
-    assert runs.find_checkpoint(run.path).index["header"] == first
+    assert checkpoints.find_checkpoint(run.path).index["header"] == first
     records = run.records()
     assert [r["step"] for r in records] == list(range(6))
     for r in records:
@@ -254,7 +255,7 @@ def test_run_folder_is_complete(unbroken, photos):
     for name in ("curves.png", "contact_sheet.png", "embeddings.png", "times.png"):
         with Image.open(run.path / name) as picture:
             assert min(picture.size) > 100
-    weights = [Encoder("shamisa/small").state_dict(), runs.load_encoder(run.path).state_dict()]
+    weights = [Encoder("shamisa/small").state_dict(), checkpoints.load_encoder(run.path).state_dict()]
     assert weights[0].keys() == weights[1].keys()
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["latest", "step-00000004", "step-00000006"]
 
@@ -356,7 +357,7 @@ def test_kill_and_resume_equals_unbroken(photos, tmp_path):
     process.communicate()
     broken = runs.Run.open(tmp_path / "run")
     assert broken.status()["status"] == "running"  # and not "finished"
-    assert runs.find_checkpoint(broken.path).step >= 5
+    assert checkpoints.find_checkpoint(broken.path).step >= 5
     status, run, _ = run_once(tiny(photos, **fields), None, resume=broken.path)
     assert status == "finished" and len(metrics(run)) == 24
     assert metrics(run) == metrics(whole)
@@ -371,7 +372,7 @@ def test_sigterm_saves_and_ends(photos, tmp_path):
     run = runs.Run.open(tmp_path / "run")
     status = run.status()
     assert status["status"] == "interrupted" and "SIGTERM" in status["message"]
-    assert runs.find_checkpoint(run.path).step == status["step"] == len(run.records()) >= 3
+    assert checkpoints.find_checkpoint(run.path).step == status["step"] == len(run.records()) >= 3
 
 
 def test_nan_stops_with_step_term_and_good_checkpoint(photos, tmp_path, capsys):
@@ -385,7 +386,7 @@ def test_nan_stops_with_step_term_and_good_checkpoint(photos, tmp_path, capsys):
     assert run.status()["status"] == "failed"
     assert f"step {step}: " in message and " is " in message and "step-" in message
     assert [r["step"] for r in run.records()] == list(range(step))
-    checkpoint = runs.find_checkpoint(run.path)
+    checkpoint = checkpoints.find_checkpoint(run.path)
     assert checkpoint.step == step
     for key, value in checkpoint.model_tensors().items():
         assert bool(value.isfinite().all()), key
@@ -420,7 +421,7 @@ def test_values_that_are_looked_at_later_say_the_same(optimizer, photos, tmp_pat
         with pytest.raises(train.TrainingError, match="step 2: total is nan.*the state before this step is in .*0002"):
             trainer.fit(run)
         assert len(begun) == (3 if every == 1 else 4) and trainer.step == 2 and len(run.records()) == 2
-        states.append(runs.find_checkpoint(run.path))
+        states.append(checkpoints.find_checkpoint(run.path))
     for a, b in ((s.model_tensors(), s.state_tensors()) for s in states[:1]):
         for key, value in {**a, **b}.items():
             assert torch.equal({**states[1].model_tensors(), **states[1].state_tensors()}[key], value), key

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +88,19 @@ def survey(source: EncodedPhotos, workers: int = 0, quiet: bool = True) -> Itera
         collate_fn=_as_is,
         worker_init_fn=prepare_worker,
     )
-    return iter(tqdm(loader, total=len(source), **bar_options(quiet)))
+    with _interrupts_later():
+        records = iter(loader)
+    return iter(tqdm(records, total=len(source), **bar_options(quiet)))
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits until workers have started: they inherit that, and leave it to this process once they are prepared."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def bar_options(quiet: bool) -> dict:

@@ -23,9 +23,9 @@ from ..datasets.labels import Labels, find_files, read_csv
 from ..files import hash_file, write_bytes, write_json, write_text
 from ..networks.encoders import describe, to_metadata
 from ..networks.models import EFFICIENTNET, EFFICIENTNET_OF_TIMM, Encoder
-from ..probe import open_encoder
 from ..scoring.crops import VIEW, check_view
 from ..scoring.features import Extractor, extract, hash_encoder
+from ..scoring.inputs import open_encoder
 from ..scoring.metrics import summary
 from ..scoring.ridge import Regressor
 from . import CARD, ENCODER, FOLDER, MODEL, REGRESSOR, load_packaged, read_model

@@ -17,27 +17,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import probe
 from ..datasets import iqa_sets, splits
 from ..datasets.labels import LabelError, Labels, read_csv
+from ..files import say, write_json
 from ..measuring.versions import versions
 from ..networks.encoders import describe
-from ..scoring import metrics, ridge
+from ..scoring import inputs, metrics, ridge
 from ..scoring.protocol import finite, median, probe_split, without
-from ..training import runs
 
 SHOWN = (("SRCC", "srcc"), ("PLCC", "plcc"))
 
 
-def open_sources(given: argparse.Namespace) -> dict[str, probe.Source]:
+def open_sources(given: argparse.Namespace) -> dict[str, inputs.Source]:
     """name -> source of every ``SET=DIR``, ``CSV`` or ``CSV=DIR`` of --cross; ValueError or LabelError."""
-    sources: dict[str, probe.Source] = {}
+    sources: dict[str, inputs.Source] = {}
     for text in given.cross:
         name, sign, root = text.partition("=")
         if name in iqa_sets.SETS:
             if not root:
                 raise ValueError(f"--cross {name} needs its folder, {name}=DIR: {iqa_sets.SETS[name].layout}")
-            source = probe.open_set(name, root, given.full_reference)
+            source = inputs.open_set(name, root, given.full_reference)
         else:
             file, sign, root = (text, "", "") if Path(text).is_file() else text.rpartition("=")
             if not sign and not Path(text).is_file():
@@ -46,7 +45,7 @@ def open_sources(given: argparse.Namespace) -> dict[str, probe.Source]:
                     f"--cross must be SET=DIR with SET one of {sets}, or a label file CSV[=DIR], got {text!r}"
                 )
             labels = read_csv(file)
-            source = probe.open_source(labels, root or Path(file).parent, full_reference=given.full_reference)
+            source = inputs.open_source(labels, root or Path(file).parent, full_reference=given.full_reference)
             name = labels.name
         if name in sources:
             raise ValueError(f"--cross must name every data set once, got {name} twice")
@@ -64,13 +63,13 @@ def run_cross(given: argparse.Namespace, encoder: torch.nn.Module | None = None)
     for option in ("labels", "dataset", "root", "split_files"):
         if getattr(given, option) is not None:
             raise ValueError(f"--cross has labels of its own: leave out --{option.replace('_', '-')}")
-    probe.only_for_labels(given, "--cross takes them from the data sets or the CSV columns")
+    inputs.only_for_labels(given, "--cross takes them from the data sets or the CSV columns")
     if given.splits is not None and given.splits < 1:
         raise ValueError(f"--splits must be at least 1, got {given.splits}")
     sources = open_sources(given)
     chosen = {name: splits.make_splits(s.labels, given.splits or 10, given.seed) for name, s in sources.items()}
-    extractors = probe.open_extractors(given, encoder)
-    out = probe.open_folder(given, "probe-cross")
+    extractors = inputs.open_extractors(given, encoder)
+    out = inputs.open_folder(given, "probe-cross")
     (out / "cross.json").unlink(missing_ok=True)
 
     records, faults = [], {"unreadable": [], "truncated": [], "truncated_read": []}
@@ -80,7 +79,7 @@ def run_cross(given: argparse.Namespace, encoder: torch.nn.Module | None = None)
             found = source.extract(extractor, f"{checkpoint} {name}", not given.quiet)
             read = source.labels.take(found.kept)
             if not i:
-                fresh = probe.find_faults(found, source.labels, extractor)
+                fresh = inputs.find_faults(found, source.labels, extractor)
                 for key in ("unreadable", "truncated"):
                     faults[key] += [{"set": name, **entry} for entry in fresh[key]]
                 faults["truncated_read"] = fresh["truncated_read"]  # the extractor's, of all sets so far
@@ -102,7 +101,7 @@ def run_cross(given: argparse.Namespace, encoder: torch.nn.Module | None = None)
         {
             "command": given.command,
             "full_reference": given.full_reference,
-            "protocol": probe.describe_protocol(given)
+            "protocol": inputs.describe_protocol(given)
             | {
                 "scores": "0..1 by the ends of each set's scale, higher is better",
                 "strength": f"{ridge.STRENGTHS}, by the mean SRCC on the val parts of the set's splits",
@@ -123,20 +122,20 @@ def run_cross(given: argparse.Namespace, encoder: torch.nn.Module | None = None)
             "versions": versions(),
         }
     )
-    runs.write_json(out / "cross.json", results)
+    write_json(out / "cross.json", results)
     for name, s in results["sets"].items():
-        probe.say(
+        say(
             f"{name}: {s['images']} images, {len(s['splits'])} splits, the first with hash {s['splits'][0]['hash'][:16]}"
         )
     for record in results["encoders"]:
-        probe.say(matrix_table(record["checkpoint"], record["matrix"]))
-    for line in probe.describe_faults(faults, sum(len(s.labels) for s in sources.values())):
-        probe.say(line)
-    probe.say(f"wrote {out}/cross.json")
+        say(matrix_table(record["checkpoint"], record["matrix"]))
+    for line in inputs.describe_faults(faults, sum(len(s.labels) for s in sources.values())):
+        say(line)
+    say(f"wrote {out}/cross.json")
     if given.report:
         from .report import write_cross
 
-        probe.say(f"wrote {write_cross(given.report, results)}")
+        say(f"wrote {write_cross(given.report, results)}")
     return results
 
 

@@ -20,9 +20,8 @@ from PIL import Image
 
 from ..data.photos import PhotoError, read_photo
 from ..datasets.labels import describe_scale
-from ..files import printable
+from ..files import printable, write_text
 from ..scoring.metrics import MEANING
-from ..training.runs import write_text
 
 THUMBNAILS = 10  # worst and best predictions, each
 _SIDE = 240  # pixels, the longer one of a thumbnail; shown at about two thirds

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..data.embedded import EmbeddedPhotos
 from ..engine import DistortionEngine, normalize
+from ..files import write_json
 from ..networks.encoders import evaluating, normalization
 from . import metrics, ridge
 
@@ -131,8 +132,6 @@ def evaluate(
 
 def compare(untrained: nn.Module, trained: nn.Module, path: Path, **options) -> dict:
     """Judge both encoders on the same images, print a table, write both results to ``path`` (JSON)."""
-    from ..training.runs import write_json
-
     start = time.perf_counter()
     results = {name: evaluate(e, **options) for name, e in (("untrained", untrained), ("trained", trained))}
     some = results["trained"]

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ..data.decode import Limits, PhotoError, at_least, decode_photo, within
 from ..datasets.labels import describe_scale
-from ..scoring.crops import PLACES, views
+from ..scoring.crops import PLACES, viewed_size, views
 from .batcher import Batcher, Busy
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def describe(scorer: Scorer, upload: Upload, features: Tensor) -> dict:
             "place": name,
             "score": regressor.quality(value).item(),
             "raw": value.item(),
-            "full": _box(upload, place, scorer.extractor.crop),
-            "half": _box(upload, place, 2 * scorer.extractor.crop),
+            "full": _box(upload, place, scorer.extractor.crop, scorer.extractor.view),
+            "half": _box(upload, place, 2 * scorer.extractor.crop, scorer.extractor.view),
         }
         for name, place, value in zip(PLACE_NAMES, PLACES, alone, strict=True)
     ]
@@ -101,9 +101,14 @@ def describe(scorer: Scorer, upload: Upload, features: Tensor) -> dict:
     }
 
 
-def _box(upload: Upload, place: tuple[int, int], side: int) -> list[int]:
-    across = [_span(n, where, side) for n, where in zip((upload.width, upload.height), place[::-1], strict=True)]
-    return [across[0][0], across[1][0], across[0][1], across[1][1]]
+def _box(upload: Upload, place: tuple[int, int], side: int, view: int | None) -> list[int]:
+    """Left, top, width and height, in pixels of the photograph, of a crop of the photograph at its viewing size."""
+    seen = viewed_size(upload.height, upload.width, view)
+    (top, height), (left, width) = (
+        tuple(round(v * n / m) for v in _span(m, where, side))
+        for n, m, where in zip((upload.height, upload.width), seen, place, strict=True)
+    )
+    return [left, top, width, height]
 
 
 def _span(n: int, where: int, side: int) -> tuple[int, int]:

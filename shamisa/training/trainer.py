@@ -31,6 +31,7 @@ from ..distortions import DISTORTIONS
 from ..engine import DistortionEngine, Plan, normalize
 from ..measuring.profiling import Recording, Stopwatch
 from ..measuring.versions import versions
+from ..networks.checkpoints import Checkpoint
 from ..networks.devices import choose_device
 from ..networks.encoders import name_of, normalization, recorded
 from ..networks.models import check_record
@@ -297,7 +298,7 @@ class Trainer:
         score = self.history.score(self.step, self.config.best_window) if self.config.best_window else None
         return run.save(self.step, self.model, self.optimizer, state, self.config.keep, score)
 
-    def load(self, checkpoint: runs.Checkpoint) -> None:
+    def load(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint: weights, optimizer, scaler, step."""
         own, other = name_of(self.model.encoder), checkpoint.index["encoder"]
         if own != other:
