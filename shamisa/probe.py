@@ -144,7 +144,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True)
-from .scoring.crops import FULL, VIEW
 class First:
     """The first encoder on the first split: what the files and the page show."""
 
