@@ -1,10 +1,12 @@
-"""The README's tables from committed results: ``python -m benchmarks.report [JSON ...] [--keep] [--readme README.md]``.
+"""Tables from committed results: ``python -m benchmarks.report [JSON ...] [--keep] [--readme README.md]``.
+
+They are printed, and stand on the documentation's page on benchmarks, which is made when the site is built.
 
 JSON files are those of ``pytest benchmarks --benchmark-only --benchmark-json=FILE`` (conftest.py trims them); without any,
 the committed ones of the newest version. ``--keep`` copies them to ``benchmarks/results/<version>/<machine>.json``,
 ``--growth`` draws time and memory of the objective against N into a PNG beside each result (with matplotlib), ``--readme``
-writes the tables between its markers instead of printing them (and the short one of the first screen), ``--compare OLD NEW`` lists the rows that became slower beyond
-their noise and exits with 1 if there are any. Needs nothing else but Python.
+writes the short table of the README's first screen between its markers instead of printing all of them, ``--compare OLD NEW``
+lists the rows that became slower beyond their noise and exits with 1 if there are any. Needs nothing else but Python.
 """
 
 from __future__ import annotations
@@ -17,8 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FORMAT = 1
-START, END = "<!-- benchmark: start -->", "<!-- benchmark: end -->"
-HEAD_START, HEAD_END = "<!-- headline: start -->", "<!-- headline: end -->"
+START, END = "<!-- headline: start -->", "<!-- headline: end -->"
 RESULTS = Path(__file__).parent / "results"
 LEAST = 0.05  # differences below 5 % are never regressions
 OTHER = {"compiled": "torch.compile of the reference"}  # rows under longer names
@@ -405,17 +406,17 @@ def headline(result: dict) -> str:
                 rows.append([words, number(ms(ours)), beside, number(ms(other)), times(other, ours)])
     title = f"On {m['gpu'] or m['cpu']}, one CPU thread, medians, ms:"
     lost, every = len(losses(result)), len(comparisons(result))
-    slower = f"Ours is the slower one in {lost} of {every} comparisons on one thread, listed under [Speed](#speed)."
+    slower = f"Ours is the slower one in {lost} of {every} comparisons on one thread, listed in the documentation under Benchmarks."
     slower += " The reference is written to be read, not to be fast."
     return f"{title}\n\n{table(('', 'ours', 'beside it', 'its time', 'ratio'), rows)}\n\n{slower}"
 
 
-def insert(readme: str, text: str, start: str = START, end: str = END) -> str:
+def insert(readme: str, text: str) -> str:
     """The README with the text between its markers; ValueError where a marker is missing."""
-    if readme.count(start) != 1 or readme.count(end) != 1 or readme.index(start) > readme.index(end):
-        raise ValueError(f"the README must have {start} and {end} once each, in this order")
-    before, rest = readme.split(start)
-    return f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}"
+    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
+        raise ValueError(f"the README must have {START} and {END} once each, in this order")
+    before, rest = readme.split(START)
+    return f"{before}{START}\n{text}\n{END}{rest.split(END)[1]}"
 
 
 # ---- growth ----------------------------------------------------------------------------------------------------------
@@ -486,7 +487,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("json", nargs="*", metavar="JSON", help="results [the committed ones of the newest version]")
     parser.add_argument("--keep", action="store_true", help="copy them to benchmarks/results/<version>/<machine>.json")
     parser.add_argument("--growth", action="store_true", help="draw RESULT-DEVICE-growth.png beside each result")
-    parser.add_argument("--readme", metavar="FILE", help="write the tables between the markers of this file")
+    parser.add_argument("--readme", metavar="FILE", help="write the short table between the markers of this file")
     parser.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="list regressions beyond noise")
     given = parser.parse_args(argv)
     try:
@@ -509,15 +510,11 @@ def main(argv: list[str] | None = None) -> int:
                     picture = path.with_name(f"{path.stem}-{device}-growth.png")
                     draw_growth(result, device, picture)
                     print(picture, file=sys.stderr)
-        text = "\n\n".join(render(r) for r in results)
         if given.readme:
             readme = Path(given.readme)
-            content = insert(readme.read_text(), text)
-            if HEAD_START in content:
-                content = insert(content, "\n\n".join(headline(r) for r in results), HEAD_START, HEAD_END)
-            readme.write_text(content)
+            readme.write_text(insert(readme.read_text(), "\n\n".join(headline(r) for r in results)))
         else:
-            print(text)
+            print("\n\n".join(render(r) for r in results))
     except (ValueError, OSError) as error:
         print(f"benchmarks.report: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Rank correlations with human scores, from the probe to the README: ``python -m benchmarks.scores``.
+"""Rank correlations with human scores, from the probe to the documentation: ``python -m benchmarks.scores`` prints the table.
 
 ``python -m shamisa.probe ... --untrained --compare statistics --out DIR`` makes DIR/results.json; ``--keep`` copies what a
 reader needs of it, without the paths of a machine, to benchmarks/results/<version>/scores/<name>.json.
@@ -11,9 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from .report import RESULTS, insert, number, table
-
-START, END = "<!-- scores: start -->", "<!-- scores: end -->"
+from .report import RESULTS, number, table
 
 
 def training(checkpoint: str) -> dict | None:
@@ -96,16 +94,11 @@ def main(argv: list[str] | None = None) -> int:
     """The command -> 0, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scores", description=__doc__.split("\n")[0])
     parser.add_argument("--keep", nargs=2, metavar=("NAME", "JSON"), help="commit a results.json of the probe")
-    parser.add_argument("--readme", metavar="FILE", help="write the tables between the markers of this file")
     given = parser.parse_args(argv)
     try:
         if given.keep:
             print(keep(json.loads(Path(given.keep[1]).read_text()), given.keep[0]), file=sys.stderr)
-        if given.readme:
-            readme = Path(given.readme)
-            readme.write_text(insert(readme.read_text(), text(), START, END))
-        else:
-            print(text())
+        print(text())
     except (ValueError, KeyError, OSError) as error:
         print(f"benchmarks.scores: {error}", file=sys.stderr)
         return 2

@@ -128,21 +128,13 @@ def test_headline(result):
     assert "slower one in 3 of 5 comparisons" in text
 
 
-def test_headline_is_filled(result, tmp_path):
-    readme, path = tmp_path / "README.md", tmp_path / "result.json"
-    readme.write_text(f"{report.HEAD_START}\nold\n{report.HEAD_END}\n{report.START}\nold\n{report.END}\n")
-    path.write_text(json.dumps(result))
-    assert report.main([str(path), "--readme", str(readme)]) == 0
-    assert report.headline(result) in readme.read_text() and "old" not in readme.read_text()
-
-
 def test_readme_is_changed_between_the_markers_only(result, tmp_path):
     readme, path = tmp_path / "README.md", tmp_path / "result.json"
     readme.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
     path.write_text(json.dumps(result))
     assert report.main([str(path), "--readme", str(readme)]) == 0
     text = readme.read_text()
-    assert text == f"before\n{report.START}\n{report.render(result)}\n{report.END}\nafter\n"
+    assert text == f"before\n{report.START}\n{report.headline(result)}\n{report.END}\nafter\n"
     assert report.main([str(path), "--readme", str(readme)]) == 0
     assert readme.read_text() == text
 
@@ -213,7 +205,7 @@ def test_other_files_are_refused(tmp_path, text, capsys):
 
 
 def test_committed_results_name_no_paths_and_fill_the_readme():
-    """The README's tables are those of the committed results, to the letter."""
+    """The README's table is that of the committed results, to the letter; the file runs as a script."""
     paths = report.committed()
     if not paths:
         pytest.skip("no committed results")
@@ -227,6 +219,6 @@ def test_committed_results_name_no_paths_and_fill_the_readme():
             assert "share_of_copy" in info or "share_of_matmul" in info, b["name"]
     readme = (FILE.parents[1] / "README.md").read_text()
     headline = "\n\n".join(report.headline(report.load(path)) for path in paths)
-    assert readme.partition(report.HEAD_START)[2].partition(report.HEAD_END)[0].strip() == headline
+    assert readme.partition(report.START)[2].partition(report.END)[0].strip() == headline
     done = subprocess.run([sys.executable, str(FILE)], capture_output=True, text=True, check=True)
-    assert readme.partition(report.START)[2].partition(report.END)[0].strip() == done.stdout.strip()
+    assert done.stdout.strip() == "\n\n".join(report.render(report.load(path)) for path in paths)
