@@ -218,7 +218,7 @@ def open_net(checkpoint: str | None, regressor: str | None) -> QualityNet:
         from shamisa.hub import QualityModel
 
         return QualityModel.packaged()
-    from shamisa.scoring.quality import load_quality_net
+    from shamisa.scorer import load_quality_net
 
     return load_quality_net(checkpoint, regressor)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from shamisa.data import EmbeddedPhotos, read_photo
 from shamisa.networks.models import Encoder
-from shamisa.score import Scorer
+from shamisa.scorer import Scorer
 from shamisa.scoring.features import Extractor
 from shamisa.scoring.quality import QualityNet
 from shamisa.scoring.ridge import Regressor

@@ -33,7 +33,7 @@ __all__ = [
 def __getattr__(name: str):
     """What needs more than the kernels is imported when it is asked for."""
     if name == "load_scorer":
-        from .score import load_scorer
+        from .scorer import load_scorer
 
         return load_scorer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

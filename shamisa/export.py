@@ -232,8 +232,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Everything between the command line and the exit status."""
+    from .scorer import load_quality_net
     from .scoring.features import hash_encoder
-    from .scoring.quality import load_quality_net
 
     check_out(given.out)
     net = load_quality_net(given.checkpoint, given.regressor, view=given.view)

@@ -14,8 +14,9 @@ from torch import nn
 from .networks.encoders import recorded
 from .networks.models import Encoder
 from .networks.weights import load_matching
+from .scorer import load_quality_net
 from .scoring.features import hash_encoder
-from .scoring.quality import QualityNet, load_quality_net
+from .scoring.quality import QualityNet
 from .scoring.ridge import Regressor
 
 try:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .scoring.quality import QualityNet, load_quality_net
+from .scorer import load_quality_net
+from .scoring.quality import QualityNet
 
 try:
     from torchmetrics import Metric

@@ -10,7 +10,7 @@ import os
 
 from torch import Tensor, nn
 
-from .scoring.quality import load_quality_net
+from .scorer import load_quality_net
 
 
 class SHAMISA(nn.Module):

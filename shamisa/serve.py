@@ -54,7 +54,7 @@ def run(given: argparse.Namespace) -> int:
         from .serving.service import LOOPBACK, Service
     except ImportError as error:
         raise RuntimeError(f"serve needs another package ({error}): pip install '{EXTRA}'") from None
-    from .score import load_scorer
+    from .scorer import load_scorer
 
     if not 0 <= given.port < 1 << 16:
         raise ValueError(f"--port must lie in 0..65535, got {given.port}")

@@ -14,7 +14,8 @@ from torch.testing import assert_close
 import shamisa
 from shamisa import pyiqa_plugin
 from shamisa.engine import IMAGENET_MEAN, IMAGENET_STD
-from shamisa.scoring.quality import SLACK, load_quality_net, to_levels
+from shamisa.scorer import load_quality_net
+from shamisa.scoring.quality import SLACK, to_levels
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def test_errors_and_interrupts_are_one_line(capsys):
         ),
         ("probe --checkpoint statistics --labels x.csv --cache C", "probe.read_source", "features so far are in C"),
         ("score photo.png --checkpoint R --regressor F", "score.gather", "continue with --resume --out scores.csv"),
-        ("export --checkpoint R --regressor F --out x.pt2", "scoring.quality.load_quality_net", "nothing was written"),
+        ("export --checkpoint R --regressor F --out x.pt2", "scorer.load_quality_net", "nothing was written"),
         ("data verify photos", "data.__main__.open_photos", "nothing was written"),
         ("data pack photos --out shards", "data.__main__.open_photos", "shards was not made; start it again"),
         ("distort photo.png --out sheet.png", "sheet.read_photo", "nothing was written"),

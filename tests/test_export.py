@@ -13,9 +13,9 @@ from PIL import Image
 from torch.testing import assert_close
 
 from shamisa import export
-from shamisa.score import load_scorer
+from shamisa.scorer import load_quality_net, load_scorer
 from shamisa.scoring.features import hash_encoder
-from shamisa.scoring.quality import QualityNet, load_quality_net
+from shamisa.scoring.quality import QualityNet
 
 
 @pytest.fixture(scope="module")

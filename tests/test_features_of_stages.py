@@ -14,11 +14,11 @@ from shamisa.export import export, load_program
 from shamisa.networks import checkpoints
 from shamisa.networks.models import Encoder
 from shamisa.networks.stages import EPS
-from shamisa.score import Scorer, load_scorer
+from shamisa.scorer import Scorer, load_quality_net, load_scorer
 from shamisa.scoring import features
 from shamisa.scoring.features import Extractor, hash_encoder
 from shamisa.scoring.inputs import open_encoder
-from shamisa.scoring.quality import QualityNet, load_quality_net
+from shamisa.scoring.quality import QualityNet
 from shamisa.scoring.ridge import Regressor
 from shamisa.training import runs
 from shamisa.training.config import Config

@@ -15,7 +15,7 @@ from shamisa import probe, train
 from shamisa.engine import IMAGENET_MEAN
 from shamisa.networks import checkpoints
 from shamisa.networks.models import Encoder
-from shamisa.score import Scorer
+from shamisa.scorer import Scorer
 from shamisa.scoring import features
 from shamisa.scoring.ridge import Regressor
 from shamisa.training import runs

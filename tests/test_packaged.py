@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import shamisa
 from shamisa import packaged, pyiqa_plugin, score
 from shamisa.packaged import CARD, ENCODER, FOLDER, MODEL, REGRESSOR, load_packaged, read_model
-from shamisa.scoring.quality import load_quality_net
+from shamisa.scorer import load_quality_net
 
 ASTRONAUT = 0.7492  # its score by the packaged regressor
 TOLERANCE = 0.002

@@ -16,7 +16,7 @@ from PIL import Image
 from shamisa import probe
 from shamisa.datasets import iqa_sets
 from shamisa.reports import cross, report
-from shamisa.score import Scorer
+from shamisa.scorer import Scorer
 from shamisa.scoring import inputs, metrics, ridge
 from shamisa.scoring.features import Extractor
 

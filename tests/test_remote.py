@@ -18,7 +18,8 @@ from fitted import SMALL, fitted
 from PIL import Image
 
 from shamisa import remote, score
-from shamisa.data.photos import PhotoError, open_photos, read_photo
+from shamisa.data.opening import open_photos
+from shamisa.data.photos import PhotoError, read_photo
 from shamisa.data.verify import survey
 from shamisa.datasets.labels import LabelError, find_files, read_csv
 from shamisa.files import hash_file

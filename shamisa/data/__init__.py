@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from .embedded import EmbeddedPhotos, dead_leaves
-from .photos import (
-    EXTENSIONS,
-    EncodedPhotos,
-    PhotoError,
-    PhotoFiles,
-    PhotoFolder,
-    PhotoList,
-    Photos,
-    open_photos,
-    read_photo,
-)
-from .readers import READERS, References, make_references
+from .opening import READERS, make_references, open_photos
+from .photos import EXTENSIONS, EncodedPhotos, PhotoError, PhotoFiles, PhotoFolder, PhotoList, Photos, read_photo
+from .readers import References
 from .shards import PhotoShards
 
 __all__ = [

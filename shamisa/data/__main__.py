@@ -15,8 +15,8 @@ from ..cli import complain, guard
 from ..files import write_json
 from .decode import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, MIN_SIDE, TRUNCATED, PhotoError
 from .formats import count, shorten
+from .opening import open_photos
 from .pack import PackError, pack
-from .photos import open_photos
 from .verify import describe, is_good, summarize, survey
 
 

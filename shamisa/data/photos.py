@@ -35,7 +35,7 @@ from .decode import (
 from .formats import EXTENSIONS, describe_ignored
 
 __all__ = ["EXTENSIONS", "EncodedPhotos", "PhotoError", "PhotoFiles", "PhotoFolder", "PhotoList", "Photos"]
-__all__ += ["open_photos", "read_photo"]
+__all__ += ["read_photo"]
 
 
 class Photos(Protocol):
@@ -278,19 +278,3 @@ class PhotoList(PhotoFiles):
                 f"list must name at least one photograph, got {len(lines)} empty lines in {os.fspath(path)!r}"
             )
         super().__init__(remote.parent(path) if distant else Path(path).parent, names, **options)
-
-
-def open_photos(path: str | os.PathLike, **options: float | str) -> EncodedPhotos:
-    """A source from what a user may name. Options: see ``EncodedPhotos``.
-
-    A folder of photographs (``PhotoFolder``), a list file (``PhotoList``), or tar shards (``PhotoShards``): a .tar file,
-    a pattern such as ``DIR/shard-{000000..000009}.tar``, ``-`` for a tar on the standard input, ``pipe:COMMAND`` for one
-    that a command writes, or a folder that holds .tar files, no photographs beside them and no subfolders. All but the
-    streams may be URLs, see ``remote``.
-    """
-    from .shards import PhotoShards, names_shards
-
-    if names_shards(path):
-        return PhotoShards(path, **options)
-    is_list = remote.is_file(path) if remote.is_url(path) else os.path.isfile(path)
-    return PhotoList(path, **options) if is_list else PhotoFolder(path, **options)

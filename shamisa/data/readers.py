@@ -37,7 +37,6 @@ MAX_ATTEMPTS = 1000  # photographs that may fail in a row before the search for 
 LAST_WORDS = 30.0  # seconds between SIGTERM and the end of a worker that nobody has ended
 _ORDER = 2**32 - 1  # draw of the epochs' orders
 _SOON = 200  # photographs that must be counted, or all, before max_skipped is judged
-READERS = ("pillow", "dali")
 
 T = TypeVar("T")
 # step, crops, photographs tried, photographs that failed with reasons, who decoded how many, truncated ones, error
@@ -349,25 +348,3 @@ def _leave_later(number: int, _) -> None:
     timer = threading.Timer(LAST_WORDS, os._exit, (128 + number,))
     timer.daemon = True
     timer.start()
-
-
-def make_references(
-    source: Photos, *, reader: str = "pillow", device: str | torch.device = "cpu", **fields
-) -> References:
-    """The reader of a name: "pillow", or "dali" (``shamisa.data.dali``), which gives the same crops.
-
-    Args:
-        source: see ``References``; "dali" needs one of files or shards.
-        device: where "dali" decodes, "cpu" or "cuda[:N]"; the crops come back to the CPU. "pillow" knows the CPU only.
-        fields: those of ``References``.
-
-    Raises:
-        ValueError: an unknown reader, DALI not installed, a source without encoded images, a field out of range.
-    """
-    if reader == "pillow":
-        return References(source, **fields)
-    if reader == "dali":
-        from .dali import DaliReferences
-
-        return DaliReferences(source, device=device, **fields)
-    raise ValueError(f"reader must be one of {list(READERS)}, got {reader!r}")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor, nn
 
 from ..engine import IMAGENET_MEAN, IMAGENET_STD
 from ..networks.encoders import normalization
 from ..ops import has_kernel
-from .crops import FULL, check_view, fit_view, shrink, ten_crops, views
+from .crops import check_view, fit_view, shrink, ten_crops, views
 from .features import by_crop, photographs_per_call
 from .ridge import Regressor
 
@@ -122,27 +120,3 @@ class QualityNet(nn.Module):
         with torch.no_grad():
             parts = images.split(photographs_per_call(self.batch, images.device))
             return torch.cat([self.predict(self.crops(part))[0] for part in parts])
-
-
-def load_quality_net(
-    checkpoint: str | os.PathLike | None = None,
-    regressor: str | os.PathLike | None = None,
-    *,
-    view: int | str = "fitted",
-    device: str = "cpu",
-    batch: int | None = None,
-    autocast: bool = False,
-) -> QualityNet:
-    """The module of the packaged model, or of a run (or checkpoint), with the features that the regressor takes, and a
-    regressor's file.
-
-    view: as of ``shamisa.load_scorer``. Raises ValueError or RuntimeError where the files do not fit.
-    """
-    from ..score import load_scorer
-
-    scorer = load_scorer(checkpoint, regressor, view=view, device=device, batch=batch)
-    fitted = scorer.regressor
-    if scorer.extractor.view != check_view(fitted.view):  # what is exported or published records what it does
-        fitted = Regressor(fitted.coef, fitted.intercept, {**fitted.about, "view": scorer.extractor.view or FULL})
-    net = QualityNet(scorer.extractor.encoder, fitted, batch=batch, autocast=autocast)
-    return net.to(scorer.extractor.device)

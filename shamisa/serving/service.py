@@ -37,7 +37,7 @@ from ..scoring.crops import PLACES, viewed_size, views
 from .batcher import Batcher, Busy
 
 if TYPE_CHECKING:
-    from ..score import Scorer
+    from ..scorer import Scorer
 
 MAX_BYTES = 32 << 20  # of an upload
 MAX_PIXELS = 50_000_000
@@ -120,7 +120,7 @@ class Service:
     """The application for a scorer. Use: ``uvicorn.run(Service(scorer).app)``, or ``shamisa serve``.
 
     Args:
-        scorer: see ``score.load_scorer``; its ``batch`` is the size of the batches under load.
+        scorer: see ``scorer.load_scorer``; its ``batch`` is the size of the batches under load.
         max_bytes, max_pixels, max_seconds: of a photograph, see ``data.decode.Limits``; ``max_seconds`` bounds the upload,
             and again the answer.
         waiting: requests at once; further ones get status 503.

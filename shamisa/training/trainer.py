@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import remote
-from ..data import photos
+from ..data import opening
 from ..data.decode import READ_CUT_OFF
 from ..data.embedded import EmbeddedPhotos
 from ..data.photos import Photos
-from ..data.readers import make_references
 from ..data.shards import names_shards
 from ..distortions import DISTORTIONS
 from ..engine import DistortionEngine, Plan, normalize
@@ -101,7 +100,7 @@ class Trainer:
             kernels = tuple(k for k in ("cpu", "cuda") if has_kernel("distort", k))
             graphed.check_graphable(config, self.device, self.precision, self.processes.world_size, kernels)
         self.engine = DistortionEngine(**config.engine_options())
-        self.references = make_references(
+        self.references = opening.make_references(
             open_photos(config, self.processes.world_size),
             reader=config.reader,
             device=self.device,
@@ -483,7 +482,7 @@ def open_photos(config: Config, world_size: int = 1) -> Photos:
         raise ValueError(f"refs must be a folder, a list file, shards or 'embedded', got {fault}")
     if refs == "-" and world_size > 1:
         raise ValueError(f"refs must be something that each of {world_size} processes can open, got the standard input")
-    return photos.open_photos(refs, max_seconds=config.max_seconds, truncated=config.truncated)
+    return opening.open_photos(refs, max_seconds=config.max_seconds, truncated=config.truncated)
 
 
 def make_optimizer(config: Config, model: Learner, graphed: bool = False) -> torch.optim.Optimizer:
