@@ -10,9 +10,9 @@ from torch.testing import assert_close
 import shamisa
 from shamisa import score
 from shamisa.export import Program, trace
+from shamisa.scorer import load_quality_net
 from shamisa.scoring.crops import check_view, fit_view, shrink, viewed_size, views
 from shamisa.scoring.features import Extractor
-from shamisa.scorer import load_quality_net
 from shamisa.scoring.ridge import Regressor
 
 VIEW = 64
