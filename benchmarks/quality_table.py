@@ -51,9 +51,10 @@ def fold_splits(labels: Labels, count: int, seed: int = 0) -> list[Split]:
 
 
 # ---- features --------------------------------------------------------------------------------------------------------
-def encoded(checkpoint: str, features: str | None, paths: list[Path], cache: str) -> Tensor:
+def encoded(given: argparse.Namespace, checkpoint: str, features: str | None, paths: list[Path]) -> Tensor:
     """[n, 5, 2F] of an encoder as the probe names it."""
-    extractor = Extractor(open_encoder(checkpoint, features=features), cache=cache)
+    runtime = "torch" if checkpoint == "statistics" else given.runtime
+    extractor = Extractor(open_encoder(checkpoint, features=features), cache=given.cache, runtime=runtime)
     found = extract(extractor, paths, label=f"{checkpoint} {features or ''}".strip())
     if found.failed:
         raise ValueError(f"cannot read {next(iter(found.failed.values()))}")
@@ -139,11 +140,18 @@ def as_it_comes(name: str, scores: np.ndarray, labels: Labels, splits: list[Spli
     return row(name, None, [metrics.summary(quality[s.test], labels.score[s.test]) for s in splits])
 
 
-def shipped(paths: list[Path]) -> np.ndarray:
+def shipped(paths: list[Path], runtime: str) -> np.ndarray:
     """Scores [n] of the packaged model."""
     from shamisa import load_scorer
 
-    found = list(tqdm(load_scorer().stream([str(p) for p in paths]), total=len(paths), desc="shipped", unit="image"))
+    found = list(
+        tqdm(
+            load_scorer(device="cpu", runtime=runtime).stream([str(p) for p in paths]),
+            total=len(paths),
+            desc="shipped",
+            unit="image",
+        )
+    )
     if failed := [f for f in found if isinstance(f, PhotoError)]:
         raise ValueError(f"cannot read {failed[0]}")
     return np.array([score for _, score, _ in found])
@@ -155,16 +163,16 @@ def rows(given: argparse.Namespace, labels: Labels, paths: list[Path], splits: l
     cache.mkdir(parents=True, exist_ok=True)
     found = []
     start = f"imagenet:{START}"
-    stages = encoded(start, "stages", paths, given.cache)
+    stages = encoded(given, start, "stages", paths)
     if given.test:
-        found.append(as_it_comes("shipped", shipped(paths), labels, splits, lower_better=False))
+        found.append(as_it_comes("shipped", shipped(paths, given.runtime), labels, splits, lower_better=False))
     for checkpoint in given.checkpoint:
-        found.append(fitted(checkpoint, encoded(checkpoint, None, paths, given.cache), labels, splits))
+        found.append(fitted(checkpoint, encoded(given, checkpoint, None, paths), labels, splits))
     found.append(fitted("ImageNet start, all stages", stages, labels, splits))
     found.append(fitted("ImageNet start, last layer", last_layer(stages), labels, splits))
-    untrained = encoded(f"untrained:{START}", "stages", paths, given.cache)
+    untrained = encoded(given, f"untrained:{START}", "stages", paths)
     found.append(fitted("untrained, all stages", untrained, labels, splits))
-    statistics = encoded("statistics", None, paths, given.cache)
+    statistics = encoded(given, "statistics", None, paths)
     found.append(fitted("statistics", statistics, labels, splits))
     found.append(fitted("start beside statistics", lambda s: beside(stages, statistics, s), labels, splits))
     for name, make in (("brisque", brisque_features), ("piqe", piqe_score)):

@@ -23,6 +23,7 @@ from shamisa.data.photos import PhotoFolder
 from shamisa.files import write_json
 from shamisa.packaged.ordered import held_out
 from shamisa.scoring.metrics import srcc
+from shamisa.scoring.runtimes import RUNTIMES
 
 WISHED = -0.8  # the correlation that a distortion should have at most
 LEVELS = 5
@@ -99,6 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=50, help="how many of every twentieth [%(default)s]")
     parser.add_argument("--checkpoint", help="another model than the packaged one, with --regressor")
     parser.add_argument("--regressor")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="what runs the encoder [%(default)s]")
     parser.add_argument(
         "--out", default="sanity.json", help="JSON to write; the plot has its name with .png [%(default)s]"
     )
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     count = min(given.count, len(kept))
     positions = [kept[i * len(kept) // count] for i in range(count)]
     found = summarise(
-        measure(load_scorer(given.checkpoint, given.regressor, device="cpu"), source, positions),
+        measure(load_scorer(given.checkpoint, given.regressor, device="cpu", runtime=given.runtime), source, positions),
         [source.name(i) for i in positions],
     )
     out = Path(given.out)
