@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -32,10 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from shamisa import ops
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FIRST_SECONDS, CASE_SECONDS = (
-    60.0,
-    20.0,
-)  # until the first row of a process, and between two: a kernel that hangs is stopped
+# until the first row of a process, and between two: a kernel that hangs is stopped
+FIRST_SECONDS, CASE_SECONDS = 60.0, 20.0
 STARTS = 8  # processes at most
 
 
@@ -136,6 +134,13 @@ def broken(name: str, why: str) -> dict:
     return {"op": name, "max_error": None, "share_differing": None, "agrees": False, "ran": [], "why": why}
 
 
+def forward(stream: Iterable[str], lines: queue.Queue) -> None:
+    """Each line as it comes, None at the end."""
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
+
+
 def rows(names: list[str]) -> Iterator[dict]:
     """The rows of all cases, from as many processes as it takes."""
     done = 0
@@ -146,9 +151,7 @@ def rows(names: list[str]) -> Iterator[dict]:
             command = [sys.executable, __file__, "--first", str(done)]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
             lines: queue.Queue = queue.Queue()
-            threading.Thread(
-                target=lambda p=process, q=lines: [q.put(s) for s in (*p.stdout, None)], daemon=True
-            ).start()
+            threading.Thread(target=forward, args=(process.stdout, lines), daemon=True).start()
             limit, why = FIRST_SECONDS, ""
             while True:
                 try:

@@ -79,7 +79,8 @@ def photos():
 
 
 def pytest_sessionstart(session):
-    append(session.config, {"machine": measure.machine()})
+    if session.config.getoption("rows"):
+        append(session.config, {"machine": measure.machine()})
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ part_variants() {
     forget
     NVCC_APPEND_FLAGS="-Xptxas=-v -DSHAMISA_DISTORT_THREADS=$threads -DSHAMISA_DISTORT_BLOCKS=$blocks -DSHAMISA_DISTORT_MEMORY=$((${memory%g} << 30))ll" \
       setup "$name" build_ext --build-lib "$pack/variants/$name"
-    mv "$pack/variants/$name/shamisa/_C_cuda.abi3.so" "$pack/variants/$name/"
+    gzip -9c "$pack/variants/$name/shamisa/_C_cuda.abi3.so" >"$pack/variants/$name/_C_cuda.abi3.so.gz"
     rm -r "$pack/variants/$name/shamisa" # the other libraries are those of the wheel
     registers "$pack/logs/$name.log" | grep -A3 distort_images >"$pack/variants/$name/registers.txt"
   done

@@ -1,6 +1,6 @@
 """Other register and memory budgets of the distortion kernel side by side: ``python3 benchmarks/variants.py SITE VARIANTS``.
 
-SITE is a folder with the unpacked wheel, VARIANTS that of gpu_pack.sh: a folder per variant with its ``_C_cuda.abi3.so``.
+SITE is a folder with the unpacked wheel, VARIANTS that of gpu_pack.sh: a folder per variant with its ``_C_cuda.abi3.so.gz``.
 The library of the wheel is the row "wheel". Every row runs in a process of its own: ``--out FILE`` is written after each.
 Without a GPU the x86-64 levels of the CPU kernels stand in for variants.
 """
@@ -8,6 +8,7 @@ Without a GPU the x86-64 levels of the CPU kernels stand in for variants.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import re
@@ -123,7 +124,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as temporary:
             site = Path(temporary) / "site"
             shutil.copytree(given.site, site)
-            shutil.copy(folder / "_C_cuda.abi3.so", site / "shamisa" / "_C_cuda.abi3.so")
+            library = gzip.decompress((folder / "_C_cuda.abi3.so.gz").read_bytes())
+            (site / "shamisa" / "_C_cuda.abi3.so").write_bytes(library)
             path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
             row = run(folder.name, {"PYTHONPATH": path}, given.small, given.seconds)
         add(row | {"registers": registers_of(folder)})

@@ -30,6 +30,7 @@ from .files import say, write_json, write_text
 from .measuring.versions import versions
 from .networks.encoders import describe, features_of, name_of
 from .scoring import ridge
+from .scoring.crops import FULL, VIEW
 from .scoring.features import Extractor
 from .scoring.inputs import (
     Source,
@@ -115,6 +116,13 @@ def make_parser() -> argparse.ArgumentParser:
     split.add_argument("--seed", type=int, default=0, help="seed of the splits and of random weights [0]")
     work = parser.add_argument_group("work")
     work.add_argument("--crop", type=int, default=224, help="side of the crops, in pixels [224]")
+    work.add_argument(
+        "--view",
+        default=VIEW,
+        metavar="PIXELS|full",
+        help="viewing size: larger photographs are shrunk to it first, pixels of the longer side; full: no limit, as "
+        "published; the regressor records it [%(default)s]",
+    )
     work.add_argument("--batch", type=int, help="photographs per encoder call, ten crops each [1 on a CPU, 8 on a GPU]")
     work.add_argument("--workers", type=int, default=2, help="decoding threads [2]")
     work.add_argument(
@@ -230,6 +238,7 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
         "encoder_hash": ("full-reference:" if given.full_reference else "") + first.extractor.hash,
         "checkpoint": given.checkpoint,
         "crop": given.crop,
+        "view": first.extractor.view or FULL,
         "full_reference": given.full_reference,
         "labels": labels.name,
         "split": chosen[0].origin,

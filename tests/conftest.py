@@ -1,5 +1,6 @@
 """What several tests look at."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from shamisa.data import dead_leaves
+
+sys.path.append(str(Path(__file__).parents[1]))  # benchmarks; after the installed package, which is what is tested
 
 
 @pytest.fixture(scope="session")

@@ -202,7 +202,8 @@ def test_native_equals_reference(N, F, kind, dtype):
                 assert_close(a, e, msg=lambda m, n=name: f"{n}: {m}")
             elif e.numel():
                 rtol = {torch.float32: 1e-5, torch.float64: 1e-11, torch.bfloat16: 1e-2}[e.dtype]
-                atol = rtol * e.abs().max().item()
+                # where every score ties, weights are rounding: shares of a range of 1e-6
+                atol = rtol * max(e.abs().max().item(), 0.1 if name == "transport_graph" else 0)
                 assert_close(a, e, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 

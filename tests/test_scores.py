@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import scores
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-from benchmarks import scores  # noqa: E402
 
 MEDIAN = {"srcc": 0.5, "plcc": 0.25, "plcc_logistic": 0.5, "krcc": 0.3, "rmse": 0.1}
 RESULTS = {

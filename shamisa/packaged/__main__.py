@@ -210,7 +210,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="also fit on pairs made from these pristine photographs, see packaged/ordered.py",
     )
-    add("--ordered-photographs", type=int, default=24, metavar="N", help="number of those [%(default)s]")
+    add("--ordered-photographs", type=int, default=12, metavar="N", help="number of those [%(default)s]")
     add(
         "--source",
         nargs=2,

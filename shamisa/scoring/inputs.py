@@ -152,7 +152,7 @@ def open_extractors(given: argparse.Namespace, encoder: torch.nn.Module | None =
         encoders.append((name, open_encoder(name, given.seed, features)))
     encoders += [(name, open_encoder(name, given.seed, given.features)) for name in given.compare]
     device = choose_device(given.device)
-    options = {n: getattr(given, n) for n in ("crop", "batch", "workers", "cache", "truncated")}
+    options = {n: getattr(given, n) for n in ("crop", "view", "batch", "workers", "cache", "truncated")}
     found = [(name, Extractor(e, device=device, **options)) for name, e in encoders]
     blank = torch.zeros(1, SCALES, CROPS, 3, given.crop, given.crop, dtype=torch.uint8)
     for name, extractor in found:
@@ -168,6 +168,7 @@ def describe_protocol(given: argparse.Namespace) -> dict:
     kind = "absolute differences to the reference's" if given.full_reference else "no reference"
     return {
         "features": f"{CROPS} crops (corners, centre) of {given.crop} px x {SCALES} scales (full, half), concatenated per crop; {kind}",
+        "view": given.view,
         "regressor": "ridge per crop, predictions averaged over crops",
         "strength": f"{ridge.STRENGTHS}, by SRCC on val",
         "plcc": "raw; plcc_logistic after a 4-parameter logistic fitted on test",
