@@ -10,9 +10,9 @@ from torch.testing import assert_close
 import shamisa
 from shamisa import score
 from shamisa.export import Program, trace
+from shamisa.scorer import load_quality_net
 from shamisa.scoring.crops import check_view, fit_view, shrink, viewed_size, views
 from shamisa.scoring.features import Extractor
-from shamisa.scoring.quality import load_quality_net
 from shamisa.scoring.ridge import Regressor
 
 VIEW = 64
@@ -79,7 +79,7 @@ def test_regressor_says_at_which_size(picture, regressor):
 
 
 def test_cache_knows_the_size(picture, tmp_path):
-    from shamisa.probe import open_encoder
+    from shamisa.scoring.inputs import open_encoder
 
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     found = {}
