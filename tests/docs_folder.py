@@ -60,7 +60,7 @@ def environment(folder: Path) -> dict[str, str]:
     """Variables of a shell in which training makes two short steps and the probe one split, whatever else they are told."""
     there = folder / "bin"
     there.mkdir(exist_ok=True)
-    for name in ("shamisa", "python"):
+    for name in ("shamisa", "python", "torchrun"):
         path = there / name
         path.write_text(WRAPPER.format(python=sys.executable, short=SHORT))
         path.chmod(path.stat().st_mode | stat.S_IEXEC)
@@ -70,6 +70,7 @@ def environment(folder: Path) -> dict[str, str]:
 WRAPPER = """#!/usr/bin/env bash
 name=$(basename "$0")
 if [ "$name" = shamisa ]; then set -- -m "shamisa.${{1:-}}" "${{@:2}}"; fi
+if [ "$name" = torchrun ]; then set -- -m torch.distributed.run "$@"; fi
 if [ "${{1:-}}" = -m ] && [ "${{2:-}}" = shamisa.distort ]; then set -- -m shamisa distort "${{@:3}}"; fi
 if [ "${{1:-}}" = -m ] && [ "${{2:-}}" = shamisa.probe ]; then set -- "$@" --crop 96 --splits 1; fi
 if [ "${{1:-}}" = -m ] && [ "${{2:-}}" = shamisa.train ]; then
