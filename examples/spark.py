@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Callable, Iterator
 
 import pandas as pd
-from pyspark.sql import SparkSession
 
 from shamisa import load_scorer, score
 
@@ -31,6 +30,8 @@ def main() -> None:
     for name in ("checkpoint", "regressor", "out"):
         parser.add_argument(f"--{name}", required=True)
     given = parser.parse_args()
+    from pyspark.sql import SparkSession
+
     spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
     paths, _ = score.gather(given.photos)
     frame = spark.createDataFrame([(path,) for path in paths], "path string").repartition(4)

@@ -45,6 +45,32 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+# ---- paths or URLs ---------------------------------------------------------------------------------------------------
+def is_file(path: str | os.PathLike) -> bool:
+    """Whether there is such a file, by path or URL."""
+    return remote.is_file(path) if remote.is_url(path) else os.path.isfile(path)
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """The bytes of a file, by path or URL; OSError where it cannot be read."""
+    return remote.read(path) if remote.is_url(path) else Path(path).read_bytes()
+
+
+def size_of(path: str | os.PathLike) -> int:
+    """Bytes of a file, by path or URL; OSError where there is none."""
+    return remote.size(path) if remote.is_url(path) else os.path.getsize(path)
+
+
+def folder_of(path: str | os.PathLike) -> str:
+    """The folder, or its URL, that a file lies in."""
+    return remote.parent(path) if remote.is_url(path) else os.path.dirname(path)
+
+
+def in_folder(folder: str | os.PathLike, name: str) -> str:
+    """The path, or the URL, of a file in a folder."""
+    return remote.join(folder, name) if remote.is_url(folder) else os.path.join(folder, name)
+
+
 def hash_file(path: str | os.PathLike) -> str:
     """SHA-256 of the bytes of a file, by path or URL, in hexadecimal digits; OSError where it cannot be read."""
     digest = hashlib.sha256()

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="shamisa distort", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("photo", type=Path, help="an image file")
+    parser.add_argument("photo", help="an image file, or its URL")
     parser.add_argument("--out", type=Path, required=True, help="picture to write, such as sheet.png")
     parser.add_argument("--size", type=int, default=224, help="side of the central crop, in pixels [224]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random distortions and of --compose [0]")

@@ -20,7 +20,7 @@ from PIL import Image
 from shamisa import remote, score
 from shamisa.data.opening import open_photos
 from shamisa.data.photos import PhotoError, read_photo
-from shamisa.data.verify import survey
+from shamisa.data.verify import check_manifests, survey
 from shamisa.datasets.labels import LabelError, find_files, read_csv
 from shamisa.files import hash_file
 from shamisa.networks.checkpoints import RunError, load_encoder
@@ -255,6 +255,12 @@ def test_shards_and_lists_give_the_photographs_of_the_disk(folder, tmp_path):
         assert all(torch.equal(far[i], local[i]) for i in range(len(local)))
         assert all(record.fault is None for record in survey(far, 0, True))
     assert len(open_photos("memory://shards/1.tar")) == 2
+    # what a manifest beside them says is checked, as on the disk
+    listed = [{"name": n, "bytes": 10240, "sha256": "0"} for n in ("0.tar", "9.tar")]
+    remote.write("memory://shards/manifest.json", json.dumps({"shards": listed}).encode())
+    faults = check_manifests(far)
+    assert faults.pop("0.tar").startswith(f"has {remote.size('memory://shards/0.tar')} bytes with SHA-256 ")
+    assert faults == {"1.tar": "is not in the manifest", "9.tar": "is missing"}
     remote.write("memory://shards/1.tar", b"shorter")
     with pytest.raises(PhotoError, match="has changed: 7 bytes"):
         far[2]

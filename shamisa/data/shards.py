@@ -23,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 
 from .. import remote
-from ..files import printable
+from ..files import printable, size_of
 from .decode import read_bytes
 from .formats import EXTENSIONS
 from .photos import EncodedPhotos
@@ -78,7 +78,7 @@ class PhotoShards(EncodedPhotos):
         self.others.update(others)
         self._labels = labels
         self._shard, self._offset, self._size = (np.array(c, np.int64) for c in list(zip(*found, strict=True))[1:])
-        self._whole = [_size(p) for p in self._paths]
+        self._whole = [size_of(p) for p in self._paths]
 
     @property
     def shards(self) -> list[str]:
@@ -162,10 +162,6 @@ def _expand_url(url: str) -> list[str]:
     return places
 
 
-def _size(path: str) -> int:
-    return remote.size(path) if remote.is_url(path) else os.path.getsize(path)
-
-
 def _expand_braces(pattern: str) -> list[str]:
     brace = re.search(r"\{([^{}]*)\}", pattern)
     if brace is None:
@@ -217,7 +213,7 @@ def _index(
     path: str, label: str, extensions: tuple[str, ...], skipped: dict[str, str], others: Counter[str]
 ) -> Iterable[tuple[str, int, int]]:
     """Name, offset and bytes of every photograph of a tar; what is wrong goes into skipped, others are counted."""
-    whole = _size(path)
+    whole = size_of(path)
     seen: set[str] = set()
     try:
         file = remote.open_file(path) if remote.is_url(path) else open(path, "rb")  # noqa: SIM115

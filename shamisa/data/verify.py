@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..files import hash_file
+from .. import remote
+from ..files import folder_of, hash_file, in_folder, is_file, read_file, size_of
 from .decode import PhotoError, decode_photo, is_truncated, open_photo, photo_errors, within
 from .formats import describe_ignored
 from .photos import EncodedPhotos
@@ -194,22 +194,24 @@ def check_manifests(source: PhotoShards) -> dict[str, str]:
     faults: dict[str, str] = {}
     here: dict[str, set[str]] = {}  # folder -> names of its shards
     for path in source.shards:
-        here.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
+        name = remote.base_name(path) if remote.is_url(path) else os.path.basename(path)
+        here.setdefault(folder_of(path), set()).add(name)
     for folder, names in here.items():
-        path = Path(folder, MANIFEST)
-        if not path.is_file():
+        path = in_folder(folder, MANIFEST)
+        if not is_file(path):
             continue
         try:
-            listed = {s["name"]: s for s in json.loads(path.read_text())["shards"]}
+            listed = {s["name"]: s for s in json.loads(read_file(path))["shards"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            faults[str(path)] = f"is not a manifest: {type(error).__name__}: {error}"
+            faults[path] = f"is not a manifest: {type(error).__name__}: {error}"
             continue
         for name, entry in listed.items():
             if name not in names:
-                if not Path(folder, name).is_file():
+                if not is_file(in_folder(folder, name)):
                     faults[name] = "is missing"
                 continue
-            size, digest = Path(folder, name).stat().st_size, hash_file(Path(folder, name))
+            place = in_folder(folder, name)
+            size, digest = size_of(place), hash_file(place)
             if (size, digest) != (wanted := (entry.get("bytes"), entry.get("sha256"))):
                 faults[name] = f"has {size} bytes with SHA-256 {digest}, expected {wanted[0]}, {wanted[1]}"
         faults |= {name: "is not in the manifest" for name in sorted(names - set(listed))}

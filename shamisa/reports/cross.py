@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ..datasets import iqa_sets, splits
 from ..datasets.labels import LabelError, Labels, read_csv
-from ..files import say, write_json
+from ..files import folder_of, is_file, say, write_json
 from ..measuring.versions import versions
 from ..networks.encoders import describe
 from ..scoring import inputs, metrics, ridge
@@ -38,14 +37,14 @@ def open_sources(given: argparse.Namespace) -> dict[str, inputs.Source]:
                 raise ValueError(f"--cross {name} needs its folder, {name}=DIR: {iqa_sets.SETS[name].layout}")
             source = inputs.open_set(name, root, given.full_reference)
         else:
-            file, sign, root = (text, "", "") if Path(text).is_file() else text.rpartition("=")
-            if not sign and not Path(text).is_file():
+            file, sign, root = (text, "", "") if is_file(text) else text.rpartition("=")
+            if not sign and not is_file(text):
                 sets = ", ".join(iqa_sets.SETS)
                 raise ValueError(
                     f"--cross must be SET=DIR with SET one of {sets}, or a label file CSV[=DIR], got {text!r}"
                 )
             labels = read_csv(file)
-            source = inputs.open_source(labels, root or Path(file).parent, full_reference=given.full_reference)
+            source = inputs.open_source(labels, root or folder_of(file) or ".", full_reference=given.full_reference)
             name = labels.name
         if name in sources:
             raise ValueError(f"--cross must name every data set once, got {name} twice")
