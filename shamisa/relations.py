@@ -6,7 +6,7 @@ Constants are the published ones. Letters as in `functional`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +148,10 @@ class RelationOutput:
     regularizer: Tensor
     mixture: Tensor
     graph: RelationGraph
+
+
+# what a step logs and its curves show: the scalars above
+TERMS = tuple(f.name for f in fields(RelationOutput) if f.name not in ("mixture", "graph"))
 
 
 class RelationLoss(nn.Module):

@@ -74,3 +74,20 @@ def test_figures_of_an_encoder_and_their_picture(distortions, batch, tmp_path):
     for name in ("embeddings.png", "times.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize("more", [0, 1, 4])
+def test_curves_have_a_panel_for_every_term(tmp_path, monkeypatch, more):
+    """A new term of the objective needs no change of the plots, whatever the number of panels comes to."""
+    from matplotlib.axes import Axes
+
+    added = tuple(f"term{i}" for i in range(more))
+    monkeypatch.setattr(plots, "TERMS", (*plots.TERMS, *added))
+    titles: list[str] = []
+    real = Axes.set_title
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, *a, **k: (titles.append(text), real(self, text, *a, **k)))
+    timing = {"images_per_s": 1.0, "split": {"data": 0.1}}
+    loss = dict.fromkeys(plots.TERMS, 1.0)
+    plots.loss_curves([{"step": i, "loss": loss, "lr": 0.1, "timing": timing} for i in range(3)], tmp_path / "c.png")
+    assert set(plots.TERMS) <= set(titles) and len(titles) == len(plots.TERMS) + 5
+    assert (tmp_path / "c.png").stat().st_size > 1000

@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_leaves
 from shamisa import train
 from shamisa.engine import DistortionEngine, Plan, normalize
 from shamisa.measuring.profiling import Stopwatch
+from shamisa.relations import TERMS
 from shamisa.training import graphed
 from shamisa.training.config import Config
 from shamisa.training.learner import Learner
-from shamisa.training.trainer import TERMS
 
 
 def make(**fields) -> train.Trainer:

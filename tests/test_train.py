@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from shamisa import train
 from shamisa.networks import checkpoints
 from shamisa.networks.models import Encoder
+from shamisa.relations import TERMS
 from shamisa.training import config as configuration
 from shamisa.training import embeddings, runs
 from shamisa.training.config import DEMO, PAPER, Config
-from shamisa.training.trainer import TERMS
 
 TINY = {
     "crop": 32,

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..engine import DistortionEngine, Plan
 from ..files import printable
+from ..relations import TERMS
 from .grids import draw_grid
 
-TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
+COLUMNS = 4  # of panels
 
 
 def loss_curves(records: list[dict], path: Path) -> None:
@@ -31,9 +32,13 @@ def loss_curves(records: list[dict], path: Path) -> None:
         ("images/s", lambda r: r["timing"]["images_per_s"]),
         ("seconds per step", lambda r: sum(r["timing"]["split"].values())),
     ]
-    figure = Figure(figsize=(14, 9), layout="constrained")
+    rows = -(-len(panels) // COLUMNS)
+    figure = Figure(figsize=(14, 3 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, read) in zip(figure.subplots(3, 4).flat, panels, strict=True):
+    grid = figure.subplots(rows, COLUMNS).flat
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, read) in zip(grid, panels, strict=False):
         points = [(r["step"], y) for r in records if (y := read(r)) is not None]
         axes.set_title(title)
         axes.set_xlabel("step")

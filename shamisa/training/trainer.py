@@ -36,15 +36,12 @@ from ..networks.encoders import name_of, normalization, recorded
 from ..networks.models import check_record
 from ..networks.weights import load_matching
 from ..ops import has_kernel
-from ..relations import RelationOutput
+from ..relations import TERMS, RelationOutput
 from . import check, embeddings, graphed, loggers, runs
 from . import config as configuration
 from .config import Config
 from .learner import Learner
 from .parallel import Processes
-
-TERMS = ("total", "invariance", "variance", "covariance", "pair", "transport", "regularizer")
-
 
 FETCH_EVERY = 10  # steps of a GPU whose values are looked at together
 
