@@ -105,15 +105,19 @@ def piqe_score(paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kept_on_disk(name: str, cache: Path, paths: list[Path], make: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """``make(paths)``, from the cache where the same files were asked for before."""
-    place = cache / f"{name}-{len(paths)}.npz"
+    """``make(paths)``, computed only for files that the cache has not."""
+    place, known = cache / f"{name}.npz", {}
     if place.is_file():
         with np.load(place, allow_pickle=False) as found:
-            if found["files"].tolist() == [p.name for p in paths]:
-                return found["scores"], found["features"]
-    scores, features = make(paths)
-    np.savez(place, scores=scores, features=features, files=np.array([p.name for p in paths]))
-    return scores, features
+            known = dict(
+                zip(found["files"].tolist(), zip(found["scores"], found["features"], strict=True), strict=True)
+            )
+    keys = [str(p.resolve()) for p in paths]
+    if todo := [p for p, key in zip(paths, keys, strict=True) if key not in known]:
+        known |= dict(zip([str(p.resolve()) for p in todo], zip(*make(todo), strict=True), strict=True))
+        scores, features = (np.array([row[i] for row in known.values()]) for i in range(2))
+        np.savez(place, scores=scores, features=features, files=np.array(list(known)))
+    return np.array([known[k][0] for k in keys]), np.stack([known[k][1] for k in keys])
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

@@ -55,19 +55,18 @@ def test_the_table_names_what_is_missing():
     assert "brisque cannot be imported" in text and "0.500 .. 0.500" in text
 
 
-def test_a_cache_of_other_files_is_not_used(tmp_path):
-    from pathlib import Path
-
+def test_only_files_that_are_new_are_computed(tmp_path):
     calls = []
 
     def make(paths):
-        calls.append(len(paths))
-        return np.ones(len(paths)), np.ones((len(paths), 2))
+        calls.append([p.name for p in paths])
+        values = np.array([float(ord(p.stem)) for p in paths])
+        return values, np.stack([values, -values], 1)
 
-    first, second = [Path("a.png"), Path("b.png")], [Path("a.png"), Path("c.png")]
-    for paths in (first, first, second):
-        quality_table.kept_on_disk("x", tmp_path, paths, make)
-    assert calls == [2, 2]
+    for names, values in (("ab", [97, 98]), ("ab", [97, 98]), ("cba", [99, 98, 97])):
+        scores, features = quality_table.kept_on_disk("x", tmp_path, [tmp_path / f"{n}.png" for n in names], make)
+        assert scores.tolist() == values and features[:, 1].tolist() == [-v for v in values]
+    assert calls == [["a.png", "b.png"], ["c.png"]]
 
 
 def test_bad_arguments_end_before_work(capsys):
