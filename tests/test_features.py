@@ -74,7 +74,7 @@ def test_photographs_being_decoded_are_bounded(files, monkeypatch, together):
     monkeypatch.setattr(features, "PIXELS_TOGETHER", together)
     real, inside, seen, lock = features.views, [], [], threading.Lock()
 
-    def views(photo, crop):
+    def views(photo, *sizes):
         pixels = photo.shape[1] * photo.shape[2]
         with lock:
             inside.append(pixels)
@@ -82,7 +82,7 @@ def test_photographs_being_decoded_are_bounded(files, monkeypatch, together):
         time.sleep(0.05)
         with lock:
             inside.remove(pixels)
-        return real(photo, crop)
+        return real(photo, *sizes)
 
     monkeypatch.setattr(features, "views", views)
     extractor = features.Extractor(Means(), crop=16, batch=8, workers=4)
