@@ -327,16 +327,26 @@ def test_sigterm_to_torchrun_saves(photos, tmp_path):
 
 
 THREADS_AFTER_CLOSE = """
-import os
+import os, time
 from shamisa.training.parallel import Processes
 
-def threads():
-    return [open(f"/proc/self/task/{t}/comm").read().strip() for t in os.listdir("/proc/self/task")]
+def wait_for_gloo(there):
+    # a new thread has its name, and an ended one is gone, only after a while
+    limit = time.monotonic() + 60
+    while True:
+        try:
+            names = [open(f"/proc/self/task/{t}/comm").read().strip() for t in os.listdir("/proc/self/task")]
+        except OSError:  # one ended meanwhile
+            continue
+        if any("gloo" in name for name in names) == there:
+            return
+        assert time.monotonic() < limit, names
+        time.sleep(0.01)
 
 processes = Processes.connect("cpu", 60)
-assert any("gloo" in t for t in threads()), threads()
+wait_for_gloo(True)
 processes.close()
-assert not any("gloo" in t for t in threads()), threads()
+wait_for_gloo(False)
 """
 
 
