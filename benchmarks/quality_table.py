@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from shamisa import load_scorer
 from shamisa.data.photos import PhotoError, read_photo
 from shamisa.datasets.labels import Labels, find_files, read_csv
 from shamisa.datasets.splits import Split, make_splits
@@ -28,6 +29,7 @@ from shamisa.scoring import metrics
 from shamisa.scoring.features import Extractor, extract
 from shamisa.scoring.inputs import open_encoder
 from shamisa.scoring.protocol import probe_split
+from shamisa.scoring.runtimes import RUNTIMES
 
 from .peers import Missing, need
 
@@ -144,32 +146,26 @@ def as_it_comes(name: str, scores: np.ndarray, labels: Labels, splits: list[Spli
     return row(name, None, [metrics.summary(quality[s.test], labels.score[s.test]) for s in splits])
 
 
-def shipped(paths: list[Path], runtime: str) -> np.ndarray:
-    """Scores [n] of the packaged model."""
-    from shamisa import load_scorer
-
-    found = list(
-        tqdm(
-            load_scorer(device="cpu", runtime=runtime).stream([str(p) for p in paths]),
-            total=len(paths),
-            desc="shipped",
-            unit="image",
-        )
-    )
+def shipped(paths: list[Path], judged: np.ndarray, runtime: str) -> np.ndarray:
+    """Scores [n] of the packaged model at the positions that are judged, NaN elsewhere."""
+    stream = load_scorer(device="cpu", runtime=runtime).stream([str(paths[i]) for i in judged])
+    found = list(tqdm(stream, total=len(judged), desc="shipped", unit="image"))
     if failed := [f for f in found if isinstance(f, PhotoError)]:
         raise ValueError(f"cannot read {failed[0]}")
-    return np.array([score for _, score, _ in found])
+    scores = np.full(len(paths), np.nan)
+    scores[judged] = [score for _, score, _ in found]
+    return scores
 
 
-def rows(given: argparse.Namespace, labels: Labels, paths: list[Path], splits: list[Split]) -> list[dict]:
-    """All rows of the table, those that cannot be had with the reason under ``missing``."""
-    cache = Path(given.cache)
-    cache.mkdir(parents=True, exist_ok=True)
+def model_rows(given: argparse.Namespace, labels: Labels, paths: list[Path], splits: list[Split]) -> list[dict]:
+    """The packaged model (with ``--test``), encoders named by ``--checkpoint``, the start, statistics."""
     found = []
     start = f"imagenet:{START}"
     stages = encoded(given, start, "stages", paths)
     if given.test:
-        found.append(as_it_comes("shipped", shipped(paths, given.runtime), labels, splits, lower_better=False))
+        judged = np.unique(np.concatenate([s.test for s in splits]))
+        scores = shipped(paths, judged, given.runtime)
+        found.append(as_it_comes("shipped", scores, labels, splits, lower_better=False))
     for checkpoint in given.checkpoint:
         found.append(fitted(checkpoint, encoded(given, checkpoint, None, paths), labels, splits))
     found.append(fitted("ImageNet start, all stages", stages, labels, splits))
@@ -179,6 +175,16 @@ def rows(given: argparse.Namespace, labels: Labels, paths: list[Path], splits: l
     statistics = encoded(given, "statistics", None, paths)
     found.append(fitted("statistics", statistics, labels, splits))
     found.append(fitted("start beside statistics", lambda s: beside(stages, statistics, s), labels, splits))
+    return found
+
+
+def rows(given: argparse.Namespace, labels: Labels, paths: list[Path], splits: list[Split]) -> list[dict]:
+    """All rows of the table, those that cannot be had with the reason under ``missing``."""
+    cache = Path(given.cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    found = [] if given.peers == "only" else model_rows(given, labels, paths, splits)
+    if given.peers == "without":
+        return found
     for name, make in (("brisque", brisque_features), ("piqe", piqe_score)):
         try:
             scores, features = kept_on_disk(name, cache, paths, make)
@@ -219,6 +225,13 @@ def main(argv: list[str] | None = None) -> int:
     how.add_argument("--test", action="store_true", help="fit on train, judge on test")
     parser.add_argument(
         "--cache", default="runs/quality-cache", metavar="DIR", help="features are kept here [%(default)s]"
+    )
+    parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="what runs the encoders [%(default)s]")
+    parser.add_argument(
+        "--peers",
+        choices=("with", "without", "only"),
+        default="with",
+        help="rows of brisque and piqe, which take a second per photograph [%(default)s]",
     )
     parser.add_argument("--out", metavar="JSON", help="also write the table here")
     given = parser.parse_args(argv)
