@@ -16,13 +16,14 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import torch
 
+from shamisa import ops
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from docs_folder import environment, furnish  # noqa: E402
 
 from docs_build import pages  # noqa: E402
 from docs_build.blocks import blocks, execute  # noqa: E402
-from shamisa import ops
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
