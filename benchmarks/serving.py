@@ -1,12 +1,14 @@
 """Load on ``shamisa serve``: many requests in flight on loopback for a while, some of them hostile.
 
-    python benchmarks/serving.py --checkpoint RUN --regressor FILE PHOTOS [--flight 200] [--seconds 60] [--rounds 2]
+    python -m benchmarks.serving PHOTOS [--checkpoint RUN --regressor FILE] [--flight 200] [--seconds 60] [--rounds 2]
 
 Starts the command in a process of its own, keeps ``--flight`` requests in flight, each on a new connection, and reports
 statuses, latencies and photographs per second, the server's memory at the start (each photograph scored once) and after
-each round, and the throughput of ``Scorer.stream`` on the same photographs in the same run. Hostile requests are truncated photographs, PNGs of
-few bytes with 60 megapixels and with 3.6 gigapixels, real photographs of 60 megapixels, text, and nothing; each must get
-a status of 4xx. Exit status 1 where one did not, or a good photograph got none.
+each round, and the throughput of ``Scorer.stream`` on the same photographs in the same run. CPU seconds are those of the
+server and of the plain scorer: they can be compared on a machine that does other things too. Hostile requests are
+truncated photographs, PNGs of few bytes with 60 megapixels and with 3.6 gigapixels, real photographs of 60 megapixels,
+text, and nothing; each must get a status of 4xx. Afterwards one upload is too large and one too slow. Exit status 1 where
+one got another status, or a good photograph got none.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import re
+import socket
 import statistics
 import struct
 import subprocess
@@ -28,7 +32,13 @@ from pathlib import Path
 from PIL import Image
 
 from shamisa import load_scorer
+from shamisa.files import write_json
+from shamisa.measuring.machine import machine
 from shamisa.score import gather
+
+from .watched import cpu_seconds, memory
+
+MAX_SECONDS = 60
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -46,11 +56,6 @@ def hostile(photo: bytes) -> list[bytes]:
     large = io.BytesIO()
     Image.new("RGB", (10_000, 6_000), (90, 120, 150)).save(large, "JPEG")
     return [photo[: len(photo) // 2], bomb(10_000, 6_000), bomb(60_000, 60_000), large.getvalue(), b"text " * 500, b""]
-
-
-def memory(pid: int) -> float:
-    """Resident MiB of a process."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
 
 
 async def ask(port: int, body: bytes) -> int:
@@ -84,45 +89,80 @@ async def load(port: int, photos: list[bytes], bad: list[bytes], given: argparse
     return found
 
 
+def refusals(port: int) -> dict[str, int]:
+    """Statuses of an upload that says it is too large, of one that is too large without saying so, and of a slow one."""
+
+    def status(head: str, pieces: list[bytes]) -> int:
+        with socket.create_connection(("127.0.0.1", port), timeout=2 * MAX_SECONDS) as client:
+            client.sendall(f"POST /score HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n".encode())
+            for piece in pieces:
+                client.sendall(piece)
+            return int(client.recv(1000).split(b" ", 2)[1])
+
+    chunk = b"100000\r\n" + b"x" * (1 << 20) + b"\r\n"
+    return {
+        "announced 33 MiB": status(f"Content-Length: {33 << 20}", [b"x" * 1000]),
+        "33 MiB in chunks": status("Transfer-Encoding: chunked", [chunk] * 33),
+        "slow": status("Content-Length: 1000", [b"abc"]),
+    }
+
+
+def plain(given: argparse.Namespace, paths: list[str]) -> dict:
+    """What ``Scorer.stream`` takes for the same photographs."""
+    scorer = load_scorer(given.checkpoint, given.regressor, device=given.device)
+    list(scorer.stream(paths[:2]))
+    start, cpu = time.monotonic(), time.process_time()
+    count = sum(1 for _ in scorer.stream(paths * 2))
+    wall, cpu = time.monotonic() - start, time.process_time() - cpu
+    return {"per second": round(count / wall, 2), "per CPU second": round(count / cpu, 2)}
+
+
 def main() -> int:
     """The report, as JSON, on stdout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+")
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--regressor", required=True)
+    parser.add_argument("--checkpoint", help="[the packaged model]")
+    parser.add_argument("--regressor")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--flight", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rounds", type=int, default=2, help="of so many seconds each; what leaks grows in every one")
     parser.add_argument("--hostile", type=float, default=0.05, help="share of hostile requests")
+    parser.add_argument("--out", type=Path, help="also write the report to this file")
     given = parser.parse_args()
     paths, _ = gather(given.photos)
     paths = paths[:64]
     photos = [Path(path).read_bytes() for path in paths]
-    model = ["--checkpoint", given.checkpoint, "--regressor", given.regressor, "--device", given.device]
-    command = [sys.executable, "-m", "shamisa", "serve", *model, "--port", "0", "--max-seconds", "300"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    chosen = {"--checkpoint": given.checkpoint, "--regressor": given.regressor}
+    model = [word for pair in chosen.items() if pair[1] for word in pair]
+    command = [sys.executable, "-m", "shamisa", "serve", *model, "--device", given.device]
+    limits = ["--port", "0", "--max-seconds", str(MAX_SECONDS)]
+    server = subprocess.Popen([*command, *limits], stdout=subprocess.PIPE, text=True)
     try:
         port = int(re.search(r":(\d+) ", server.stdout.readline())[1])
         for photo in photos:
             assert asyncio.run(ask(port, photo)) == 200
-        held, found, wall = [memory(server.pid)], [], 0.0
+        held, found, wall, cpu = [memory(server.pid)], [], 0.0, cpu_seconds(server.pid)
         for _ in range(given.rounds):
             start = time.monotonic()
             found += asyncio.run(load(port, photos, hostile(photos[0]), given))
             wall += time.monotonic() - start
             held.append(memory(server.pid))
-        alive = server.poll() is None
+        cpu = cpu_seconds(server.pid) - cpu
+        too = refusals(port)
         again = asyncio.run(ask(port, photos[0]))
+        alive = server.poll() is None
     finally:
         server.terminate()
         server.wait()
-    scorer = load_scorer(given.checkpoint, given.regressor, device=given.device)
-    start = time.monotonic()
-    plain = sum(1 for _ in scorer.stream(paths * 2)) / (time.monotonic() - start)
     good = sorted(seconds for is_bad, status, seconds in found if not is_bad and status == 200)
     refused = Counter(status for is_bad, status, _ in found if is_bad)
     report = {
+        "machine": machine(),
+        "model": given.checkpoint or "packaged",
+        "photographs": len(paths),
+        "mean KB": round(sum(map(len, photos)) / len(photos) / 1e3),
+        "load": round(os.getloadavg()[0], 2),
         "requests": len(found),
         "seconds": round(wall, 1),
         "in flight": given.flight,
@@ -130,14 +170,18 @@ def main() -> int:
         "hostile": dict(refused),
         "p50 s": round(statistics.median(good), 3),
         "p95 s": round(good[int(0.95 * (len(good) - 1))], 3),
-        "photographs per second": round(len(good) / wall, 2),
-        "plain scorer, photographs per second": round(plain, 2),
-        "memory at start and after each round, MiB": [round(m) for m in held],
+        "served": {"per second": round(len(good) / wall, 2), "per CPU second": round(len(good) / cpu, 2)},
+        "plain scorer": plain(given, paths),
+        "resident MiB at start and after each round": [round(m["rss"]) for m in held],
+        "private MiB at start and after each round": [round(m["private"]) for m in held],
+        "large and slow uploads": too,
         "alive and answering": alive and again == 200,
     }
     print(json.dumps(report, indent=2))
+    if given.out:
+        write_json(given.out, report)
     fine = all(400 <= status < 500 for status in refused) and set(report["good"]) <= {200, 503}
-    return 0 if fine and report["alive and answering"] else 1
+    return 0 if fine and report["alive and answering"] and list(too.values()) == [413, 413, 408] else 1
 
 
 if __name__ == "__main__":
