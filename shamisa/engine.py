@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from . import ops, ranges
+from . import checks, ops, ranges
 from .distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
 from .randomness import derive_key, words
 from .reference.distort import SOURCE_TYPES, check_size, check_sizes
@@ -221,12 +221,11 @@ def distort(
     if not isinstance(name, str) or name not in DISTORTIONS:
         raise ValueError(f"name must be one of shamisa.DISTORTIONS {list(NAMES)}, got {name!r}")
     row = DISTORTIONS[name]
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    checks.tensor("images", images)
     if images.dim() not in (3, 4) or images.shape[-3] != 3 or images.numel() == 0:
         raise ValueError(f"images must be [N, 3, H, W] or [3, H, W] with N, H, W >= 1, got {list(images.shape)}")
     _check_images("images", images)
-    seed = _seed(seed)
+    seed = checks.seed("seed", seed)
     check_size(row, *images.shape[-2:])  # here, because the op does not read op codes on a GPU
     batch = images.detach() if images.dim() == 4 else images.detach().unsqueeze(0)
     n = batch.shape[0]
@@ -267,12 +266,6 @@ def _check_images(name: str, images: Tensor) -> None:
     # the CPU's are looked at by the op
     if images.is_cuda and images.dtype.is_floating_point and not torch.compiler.is_compiling():
         ranges.note(images)
-
-
-def _seed(seed: int) -> int:
-    if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must be a 64-bit integer, got {seed!r}")
-    return int(seed)
 
 
 def _per_image(name: str, given: float | Sequence[float] | Tensor, n: int, low: float, high: float) -> float | Tensor:
@@ -327,16 +320,14 @@ class DistortionEngine:
         reuse_prefix: bool = True,
     ) -> None:
         for name, given, high in (("compositions", compositions, 256), ("levels", levels, 192)):
-            if not isinstance(given, int) or not 1 <= given <= high:
-                raise ValueError(f"{name} must be an integer in 1..{high}, got {given!r}")
+            checks.integer(name, given, 1, high)
         for name, given, known in (
             ("severity", severity, ("gaussian", "uniform")),
             ("order", order, ("random", "fixed")),
             ("noise", noise, ("per_level", "shared")),
             ("rounding", rounding, ("published", "minimal")),
         ):
-            if given not in known:
-                raise ValueError(f"{name} must be one of {list(known)}, got {given!r}")
+            checks.choice(name, given, known)
         names = list(NAMES if distortions is None else distortions)
         unknown = [n for n in names if n not in DISTORTIONS]
         if unknown or not names:
@@ -345,8 +336,7 @@ class DistortionEngine:
             )
         self.groups = [[DISTORTIONS[n].opcode for n in row if n in names] for row in GROUPS.values()]
         self.groups = [g for g in self.groups if g]
-        if not isinstance(max_distortions, int) or not 1 <= max_distortions <= len(GROUPS):
-            raise ValueError(f"max_distortions must be an integer in 1..{len(GROUPS)}, got {max_distortions!r}")
+        checks.integer("max_distortions", max_distortions, 1, len(GROUPS))
         self.compositions, self.levels = compositions, levels
         self.max_distortions = min(max_distortions, len(self.groups))
         self.severity, self.continuous, self.order = severity, continuous, order
@@ -371,10 +361,9 @@ class DistortionEngine:
             first_sample: position of the first sample in the global batch (for several processes).
         """
         for name, given, low in (("batch_size", batch_size, 1), ("step", step, 0), ("first_sample", first_sample, 0)):
-            if not isinstance(given, Integral) or given < low or given >= 2**32:
-                raise ValueError(f"{name} must be an integer in {low}..2^32-1, got {given!r}")
+            checks.integer(name, given, low, 2**32 - 1)
         with torch.device("cpu"):  # whatever the caller's default device
-            return self._sample(int(batch_size), _seed(seed), int(step), int(first_sample))
+            return self._sample(int(batch_size), checks.seed("seed", seed), int(step), int(first_sample))
 
     def _sample(self, batch_size: int, seed: int, step: int, first_sample: int) -> Plan:
         B, C, L, D = batch_size, self.compositions, self.levels, self.max_distortions
@@ -476,8 +465,7 @@ class DistortionEngine:
         Raises:
             ValueError, TypeError: a bad argument, or an image smaller than a distortion of the plan allows.
         """
-        if not isinstance(references, Tensor):
-            raise TypeError(f"references must be a torch.Tensor, got {type(references).__name__}")
+        checks.tensor("references", references)
         if references.dim() != 5 or references.shape[2] != 3 or references.numel() == 0:
             raise ValueError(f"references must be [B, V, 3, H, W] with no size 0, got {list(references.shape)}")
         _check_images("references", references)

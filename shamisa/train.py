@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from .cli import INTERRUPTED, complain
+from .cli import INTERRUPTED, complain, show_log
 from .data.decode import is_truncated
 from .data.formats import shorten
 from .distortions import DISTORTIONS
@@ -218,7 +218,7 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
         least = max(row.min_size for row in DISTORTIONS.values())
         crop = min(max(config.crop, least), 224)  # all distortions can work on it; fits into every held-out photograph
         options = {"crop": crop, "backend": config.backend, "compositions": 60}  # 720 images: fewer make a noisy figure
-        demo.compare(untrained, trainer.model.encoder, run.path / "demo.json", **options)
+        print(demo.describe(demo.compare(untrained, trainer.model.encoder, run.path / "demo.json", **options)))
 
 
 def describe_photos(run: runs.Run) -> list[str]:
@@ -286,6 +286,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """The command -> 0 finished, 1 failed in training, 2 bad input, 128 + signal stopped."""
     options = make_parser().parse_args(argv)
+    show_log()
     speaks = True
 
     def end(message: object, status: int) -> int:
@@ -317,7 +318,11 @@ def main(argv: list[str] | None = None) -> int:
         keep_freed_memory()
     try:
         if options.dry_run:
-            dryrun.run(trainer)
+            plan, note = dryrun.run(trainer)
+            if plan:
+                print(plan)
+            if note:
+                print(note, file=sys.stderr)
             status = "finished"
         else:
             if not trainer.quiet:
