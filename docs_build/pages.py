@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import html
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -202,6 +203,23 @@ def compositions() -> str:
     return "\n\n".join(parts)
 
 
+# ---- quality model ----------------------------------------------------------------------------------------------------
+QUALITY = report.RESULTS / "0.1.0" / "quality"
+
+
+def quality() -> str:
+    """The packaged model beside what else runs without a network; its test part has been looked at for this table only."""
+    found = json.loads((QUALITY / "biq2021-test.json").read_text(encoding="utf-8"))
+    rows = [(r["row"], *(f"{r[k]:.3f}" for k in ("srcc", "plcc", "krcc"))) for r in found["rows"]]
+    return table(("row", "SRCC", "PLCC", "KRCC"), rows) + f"\n\nHash of the split: `{found['hashes'][0][:12]}`."
+
+
+def trials() -> str:
+    """What was tried to improve on the start of the packaged model."""
+    found = json.loads((QUALITY / "trials.json").read_text(encoding="utf-8"))
+    return table(("row", "SRCC", "PLCC"), [(r["row"], f"{r['srcc']:.3f}", f"{r['plcc']:.3f}") for r in found["rows"]])
+
+
 # ---- benchmarks ------------------------------------------------------------------------------------------------------
 def benchmarks() -> str:
     return "\n\n".join(report.render(report.load(path)) for path in report.committed())
@@ -230,4 +248,6 @@ PAGES = {
     "lost": lost,
     "growth": growth,
     "scores": scores.text,
+    "quality": quality,
+    "trials": trials,
 }
