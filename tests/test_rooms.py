@@ -18,7 +18,7 @@ ORDER = (  # a line is a floor: what stands on it may import its own floor's roo
     ("_version", "_compiled", "_host"),
     ("remote", "files", "checks"),
     ("distortions", "reference", "ops", "randomness", "ranges"),
-    ("engine", "functional", "relations"),
+    ("plan", "engine", "functional", "relations"),
     ("data", "datasets", "networks"),
     ("measuring", "scoring"),
     ("packaged", "scorer"),
