@@ -30,8 +30,9 @@ from .data.decode import TRUNCATED, PhotoError, is_truncated, read_photo
 from .data.formats import count as count_of
 from .data.formats import describe_ignored
 from .files import printable, write_bytes, write_json
-from .score import COLUMNS, FITTED, about, gather, load_scorer, round_row, row_text
+from .scorer import FITTED, load_scorer
 from .scoring.crops import CROPS, SCALES, views
+from .scoring.tables import COLUMNS, about, gather, round_row, row_text
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -23,6 +23,7 @@ import torch
 from .cli import INTERRUPTED, complain, show_log
 from .data.decode import is_truncated
 from .data.formats import shorten
+from .data.photos import Photos
 from .distortions import DISTORTIONS
 from .measuring.allocator import keep_freed_memory
 from .networks.checkpoints import find_checkpoint
@@ -60,10 +61,12 @@ def prepare(
     quiet: bool = False,
     processes: Processes | None = None,
     encoder: torch.nn.Module | None = None,
+    photos: Photos | None = None,
 ) -> tuple[Trainer, runs.Run]:
     """Check everything, then make the new folder ``out``, or go back to the last checkpoint of the run ``resume``.
 
-    ``encoder``: any module in place of the configuration's encoder, see ``learner.Learner``.
+    ``encoder``: any module in place of the configuration's encoder, see ``learner.Learner``; ``photos``: any source in
+    place of its refs, see ``data.photos.Photos``.
 
     Every process must call it. Of several processes only the main one writes; the others must see the same files.
 
@@ -71,7 +74,7 @@ def prepare(
     none was changed.
     """
     processes = processes or Processes()
-    trainer, run = processes.agree(lambda: _check(config, out, resume, quiet, processes, encoder))
+    trainer, run = processes.agree(lambda: _check(config, out, resume, quiet, processes, encoder, photos))
     return trainer, processes.agree(lambda: _begin(trainer, run, resumed=resume is not None))
 
 
@@ -82,6 +85,7 @@ def _check(
     quiet: bool,
     processes: Processes,
     encoder: torch.nn.Module | None = None,
+    photos: Photos | None = None,
 ) -> tuple[Trainer, runs.Run]:
     """All that can be known before anything is written."""
     if config.threads:
@@ -89,10 +93,10 @@ def _check(
     if resume is None:
         if processes.main:
             runs.Run.check_new(out)
-        return Trainer(config, quiet, processes, encoder), runs.Run(out)
+        return Trainer(config, quiet, processes, encoder, photos), runs.Run(out)
     run = runs.Run.open(resume)
     config = read_config(None, resume, dataclasses.asdict(config), processes.world_size)
-    trainer = Trainer(config, quiet, processes, encoder)
+    trainer = Trainer(config, quiet, processes, encoder, photos)
     if run.latest() is not None:
         trainer.load(find_checkpoint(resume))
     if trainer.step > trainer.steps:
