@@ -9,16 +9,19 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 import shamisa
 from benchmarks import report, scores
 from shamisa import cli, ops, train
+from shamisa.datasets.iqa_sets import SETS
 from shamisa.reference.distort import FUNCTIONS
 
 from . import pictures
 
+ROOT = Path(__file__).resolve().parents[1]
 Config = train.Config
 configuration = sys.modules[Config.__module__]  # where its presets are
 
@@ -220,9 +223,31 @@ def trials() -> str:
     return table(("row", "SRCC", "PLCC"), [(r["row"], f"{r['srcc']:.3f}", f"{r['plcc']:.3f}") for r in found["rows"]])
 
 
+# ---- other texts of the source ---------------------------------------------------------------------------------------
+def sets() -> str:
+    """The published data sets by the names of --dataset."""
+    rows = []
+    for name, s in SETS.items():
+        images = f"{s.images:,}" + (f" of {s.references}" if s.references else "")
+        scale = f"{s.low:g}..{s.high:g}, {'lower' if s.lower_better else 'higher'} is better"
+        rows.append((f"`{name}`", s.title, images, scale, cell(s.layout)))
+    return table(("`--dataset`", "set", "images (of references)", "scores", "in its folder"), rows)
+
+
+def adding_a_distortion() -> str:
+    """The section of CONTRIBUTING.md, without its heading and what the page says already."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Adding a distortion\n")[2].partition("\n## ")[0]
+    return section[section.index("\n1. ") :].strip()
+
+
+def simclr() -> str:
+    return f"```python\n{(ROOT / 'examples' / 'simclr.py').read_text().rstrip()}\n```"
+
+
 # ---- benchmarks ------------------------------------------------------------------------------------------------------
 def benchmarks() -> str:
-    return "\n\n".join(report.render(report.load(path)) for path in report.committed())
+    text = "\n\n".join(report.render(report.load(path)) for path in report.committed())
+    return re.sub(r"(?<=\de)-(?=\d)", "\u2011", text)  # 1e-07 stays on one line
 
 
 def lost() -> str:
@@ -250,4 +275,7 @@ PAGES = {
     "scores": scores.text,
     "quality": quality,
     "trials": trials,
+    "sets": sets,
+    "adding-a-distortion": adding_a_distortion,
+    "simclr": simclr,
 }
