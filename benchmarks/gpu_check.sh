@@ -7,10 +7,10 @@
 # leaves out the stages that passed in this checkout before. Results, verdicts and logs (logs.tar.gz) go to $OUT (default
 # ./out) as they come, few files to bring home; a table comes last. What benchmarks/gpu_pack.sh built beforehand (PACK,
 # default build/gpu_pack) is used where it is there, and built otherwise. --no-gpu rehearses all of it on a CPU, small where
-# it would take long. PRESET and REFS choose what the stage train trains (default paper, embedded), PHOTOGRAPHS a folder of
-# JPEGs to score. PYTHON chooses the interpreter (default python3), which needs torch, torchvision, numpy, scipy,
-# scikit-learn, scikit-image, pillow, safetensors, tqdm, matplotlib, pytest, pytest-benchmark, hypothesis for some tests, and
-# to build setuptools and ninja; nvcc, CMake, compute-sanitizer and ncu are used where they are found.
+# it would take long. PRESET and REFS choose what the stage train trains (default paper, the pack's photographs or
+# else embedded), PHOTOGRAPHS a folder of JPEGs to score. PYTHON chooses the interpreter (default python3), which needs torch,
+# torchvision, numpy, scipy, scikit-learn, scikit-image, pillow, safetensors, tqdm, matplotlib, pytest, pytest-benchmark,
+# hypothesis for some tests, and to build setuptools and ninja; nvcc, CMake, compute-sanitizer and ncu where they are found.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 declare -A limits=([build]=300 [agreement]=60 [ceilings]=20 [speed]=120 [steps]=120 [scorer]=45 [sanitizer]=120 [tests]=120
@@ -136,8 +136,9 @@ stage_variants() {
 # a leg of a training for the time that is left; a later call goes on with it where its folder is still there
 stage_train() {
   local run_folder=$work/run left=$((deadline - SECONDS)) status preset=${PRESET:-paper} arguments
+  local refs=${REFS:-$(folder "$pack/refs")}
   [ "$gpu" = 1 ] || preset=${PRESET:-demo}
-  arguments=(--preset "$preset" --refs "${REFS:-embedded}" --init none --check-every 0 --out "$run_folder" --no-demo)
+  arguments=(--preset "$preset" --refs "${refs:-embedded}" --init none --check-every 0 --out "$run_folder" --no-demo)
   [ -e "$run_folder/metrics.jsonl" ] && arguments=(--resume "$run_folder")
   # asked to stop, it saves a checkpoint first
   left=$((left - 20))

@@ -3,7 +3,8 @@
 #   benchmarks/gpu_pack.sh [PART ...]      parts: wheel tests variants photographs (default: all)
 # build/gpu_pack then holds the wheel (sm_90, every Python from 3.10), the standalone tests of the kernels, variants of the
 # CUDA library (threads of a block x blocks of a multiprocessor, memory of all blocks), photographs to score, what the
-# compiler says of registers, and MANIFEST.txt with sizes and sums; together less than LIMIT_MB (default 60). Needs nvcc,
+# compiler says of registers, and MANIFEST.txt with sizes and sums; together less than LIMIT_MB (default 60). REFS names a
+# folder of photographs to train on, of which REFS_MB (default 20), evenly chosen by name, go along. Needs nvcc,
 # CMake and a torch of CUDA's major version; minutes on two cores. PYTHON chooses the interpreter, MAX_JOBS the compiles at a
 # time, TORCH_CUDA_ARCH_LIST another GPU (default 9.0).
 set -euo pipefail
@@ -81,6 +82,26 @@ for split in ("train", "test"):
     for i in range(len(photos)):  # 512 x 384, a size of the labelled sets
         picture = Image.fromarray(photos[i].permute(1, 2, 0).numpy()).resize((512, 384), Image.Resampling.LANCZOS)
         picture.save(folder / f"{photos.name(i)}.jpg", quality=92)
+PY
+  rm -rf "$pack/refs"
+  [ -z "${REFS:-}" ] || "$python" - "$REFS" "$pack/refs" "${REFS_MB:-20}" <<'PY'
+import shutil
+import sys
+from pathlib import Path
+
+source, folder, room = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) << 20
+files = sorted(p for p in source.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+if not files:
+    sys.exit(f"REFS must be a folder that holds photographs, got {source}")
+folder.mkdir()
+total = sum(p.stat().st_size for p in files)
+share, owed = min(1.0, room / total), 0.0
+for path in files:  # each time that the share of what was passed comes to this photograph
+    size = path.stat().st_size
+    owed += share * size
+    if owed >= size:
+        owed -= size
+        shutil.copyfile(path, folder / path.name)
 PY
 }
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import html
+import json
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 import shamisa
 from benchmarks import report, scores
 from shamisa import cli, ops, train
+from shamisa.datasets.iqa_sets import SETS
 from shamisa.reference.distort import FUNCTIONS
 
 from . import pictures
 
+ROOT = Path(__file__).resolve().parents[1]
 Config = train.Config
 configuration = sys.modules[Config.__module__]  # where its presets are
 
@@ -202,9 +206,48 @@ def compositions() -> str:
     return "\n\n".join(parts)
 
 
+# ---- quality model ----------------------------------------------------------------------------------------------------
+QUALITY = report.RESULTS / "0.1.0" / "quality"
+
+
+def quality() -> str:
+    """The packaged model beside what else runs without a network; its test part has been looked at for this table only."""
+    found = json.loads((QUALITY / "biq2021-test.json").read_text(encoding="utf-8"))
+    rows = [(r["row"], *(f"{r[k]:.3f}" for k in ("srcc", "plcc", "krcc"))) for r in found["rows"]]
+    return table(("row", "SRCC", "PLCC", "KRCC"), rows) + f"\n\nHash of the split: `{found['hashes'][0][:12]}`."
+
+
+def trials() -> str:
+    """What was tried to improve on the start of the packaged model."""
+    found = json.loads((QUALITY / "trials.json").read_text(encoding="utf-8"))
+    return table(("row", "SRCC", "PLCC"), [(r["row"], f"{r['srcc']:.3f}", f"{r['plcc']:.3f}") for r in found["rows"]])
+
+
+# ---- other texts of the source ---------------------------------------------------------------------------------------
+def sets() -> str:
+    """The published data sets by the names of --dataset."""
+    rows = []
+    for name, s in SETS.items():
+        images = f"{s.images:,}" + (f" of {s.references}" if s.references else "")
+        scale = f"{s.low:g}..{s.high:g}, {'lower' if s.lower_better else 'higher'} is better"
+        rows.append((f"`{name}`", s.title, images, scale, cell(s.layout)))
+    return table(("`--dataset`", "set", "images (of references)", "scores", "in its folder"), rows)
+
+
+def adding_a_distortion() -> str:
+    """The section of CONTRIBUTING.md, without its heading and what the page says already."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Adding a distortion\n")[2].partition("\n## ")[0]
+    return section[section.index("\n1. ") :].strip()
+
+
+def simclr() -> str:
+    return f"```python\n{(ROOT / 'examples' / 'simclr.py').read_text().rstrip()}\n```"
+
+
 # ---- benchmarks ------------------------------------------------------------------------------------------------------
 def benchmarks() -> str:
-    return "\n\n".join(report.render(report.load(path)) for path in report.committed())
+    text = "\n\n".join(report.render(report.load(path)) for path in report.committed())
+    return re.sub(r"(?<=\de)-(?=\d)", "\u2011", text)  # 1e-07 stays on one line
 
 
 def lost() -> str:
@@ -230,4 +273,9 @@ PAGES = {
     "lost": lost,
     "growth": growth,
     "scores": scores.text,
+    "quality": quality,
+    "trials": trials,
+    "sets": sets,
+    "adding-a-distortion": adding_a_distortion,
+    "simclr": simclr,
 }

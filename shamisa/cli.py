@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -24,6 +25,21 @@ COMMANDS = {
 INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C
 
 
+class _Lines(logging.Handler):
+    """Plain lines on what is stderr at the time, whatever the bytes of a path in them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(printable(self.format(record)), file=sys.stderr)
+
+
+def show_log() -> None:
+    """What the package logs below the commands (logger "shamisa") comes on stderr from now on, from INFO upwards."""
+    log = logging.getLogger("shamisa")
+    if not any(isinstance(handler, _Lines) for handler in log.handlers):
+        log.addHandler(_Lines())
+        log.setLevel(logging.INFO)
+
+
 def complain(command: str, message: object, status: int) -> int:
     """One line on stderr, whatever the bytes of a path in it; -> the status."""
     print(printable(f"shamisa {command}: {message}"), file=sys.stderr)
@@ -35,6 +51,7 @@ def guard(command: str, work: Callable[[], int], left: str) -> int:
 
     left: what an interrupted command has left, and how to go on.
     """
+    show_log()
     try:
         return work()
     except (ValueError, RuntimeError, OSError) as error:

@@ -6,150 +6,22 @@ step, position in the batch), so it never has to be stored, and a saved one rege
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from . import ops, ranges
+from . import checks, ops, ranges
 from .distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
+from .plan import Plan
 from .randomness import derive_key, words
 from .reference.distort import SOURCE_TYPES, check_size, check_sizes
 from .reference.philox import DOMAIN_IMAGE, DOMAIN_PLAN, DOMAIN_VIEW, index, normal_pair, uniform
-from .reference.ranges import check_severity
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SEVERITY_SIGMA = 2.5  # severities are clip(|N(0, 2.5)|, 0, 4)
-_FORMAT = 1  # of the JSON of a plan
-# what kernels accept, by op code; as float32, like the values of a plan
-_LOW, _HIGH = (torch.tensor([getattr(r, n) for r in DISTORTIONS.values()], device="cpu") for n in ("low", "high"))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the engine will do to a batch of B samples: C compositions, L levels, chains of up to D stages.
-
-    Only the stage ``varying`` differs in severity between the levels of a composition. Stages with equal keys at all levels
-    have one realisation.
-
-    Attributes:
-        opcode: [B, C, D] int64, position in the distortion table; -1 pads.
-        severity: [B, C, L, D] float32 in 0..4.
-        value: [B, C, L, D] float32, the raw parameter.
-        length: [B, C] int64, number of stages, 1..D.
-        varying: [B, C] int64, which stage varies.
-        key: [B, C, L, D] int64, where the random numbers of a stage come from.
-    """
-
-    opcode: Tensor
-    severity: Tensor
-    value: Tensor
-    length: Tensor
-    varying: Tensor
-    key: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(B, C, L, D)."""
-        return tuple(self.severity.shape)
-
-    @property
-    def varying_severity(self) -> Tensor:
-        """Severity of the varying stage, [B, C, L] float32: the lambda of the relation graphs."""
-        B, C, L, _ = self.shape
-        return self.severity.gather(3, self.varying.view(B, C, 1, 1).expand(B, C, L, 1)).squeeze(3)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Plan:
-        """The same plan on another device."""
-        return Plan(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
-
-    def recipe(self, sample: int, composition: int, level: int) -> list[tuple[str, float, float]]:
-        """One chain in words: [(name, severity, value), ...] in the order of application."""
-        codes = self.opcode[sample, composition].tolist()
-        severity, value = (t[sample, composition, level].tolist() for t in (self.severity, self.value))
-        return [(NAMES[c], s, v) for c, s, v in zip(codes, severity, value, strict=True) if c >= 0]
-
-    def to_json(self) -> str:
-        """The plan as JSON text; ``from_json`` gives it back bit for bit."""
-        content = {f.name: getattr(self, f.name).cpu().tolist() for f in fields(self)}
-        return json.dumps({"format": _FORMAT, "distortions": list(NAMES), **content})
-
-    @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Read a plan written by ``to_json``.
-
-        Raises:
-            ValueError: not such JSON, another format, another distortion table, or tensors that do not fit together.
-        """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"plan must be JSON written by Plan.to_json, got text that is not JSON: {error}") from None
-        names = [f.name for f in fields(cls)]
-        if not isinstance(content, dict) or any(n not in content for n in ("format", "distortions", *names)):
-            got = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"plan must be a JSON object with format, distortions, {', '.join(names)}, got {got}")
-        if content["format"] != _FORMAT:
-            raise ValueError(f"plan format must be {_FORMAT}, got {content['format']!r}")
-        if content["distortions"] != list(NAMES):
-            raise ValueError("plan was made with another table of distortions")
-        try:
-            tensors = {
-                n: torch.tensor(
-                    content[n], dtype=torch.float32 if n in ("severity", "value") else torch.int64, device="cpu"
-                )
-                for n in names
-            }
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"plan must hold rectangular lists of numbers: {error}") from None
-        return cls(**tensors).check()
-
-    def check(self) -> Plan:
-        """Raise ValueError where shapes, types or (on the CPU) contents do not fit together; return self."""
-        if self.severity.dim() != 4:
-            raise ValueError(f"severity must be [B, C, L, D], got {list(self.severity.shape)}")
-        B, C, L, D = self.shape
-        floating, integer = torch.float32, torch.int64
-        for name, shape, dtype in (
-            ("opcode", (B, C, D), integer),
-            ("severity", (B, C, L, D), floating),
-            ("value", (B, C, L, D), floating),
-            ("length", (B, C), integer),
-            ("varying", (B, C), integer),
-            ("key", (B, C, L, D), integer),
-        ):
-            t = getattr(self, name)
-            if tuple(t.shape) != shape or t.dtype != dtype:
-                raise ValueError(f"{name} must be {dtype} {list(shape)}, got {t.dtype} {list(t.shape)}")
-        if self.opcode.device.type == "cpu" and not torch.compiler.is_compiling():
-            self._check_contents()
-        return self
-
-    def _check_contents(self) -> None:
-        D = self.shape[3]
-        if not bool(((self.opcode >= -1) & (self.opcode < len(NAMES))).all()):
-            raise ValueError(f"opcode must lie in -1..{len(NAMES) - 1}, got {self.opcode.min()}..{self.opcode.max()}")
-        if not bool(((self.length >= 1) & (self.length <= D)).all()):
-            raise ValueError(f"length must lie in 1..D = {D}, got {self.length.min()}..{self.length.max()}")
-        if not bool(((self.varying >= 0) & (self.varying < self.length)).all()):
-            raise ValueError("varying must lie in 0..length-1")
-        if not bool(((torch.arange(D, device="cpu") < self.length.unsqueeze(-1)) == (self.opcode >= 0)).all()):
-            raise ValueError("opcode must be >= 0 in the first `length` stages and -1 after them")
-        check_severity("severity", self.severity)
-        code = self.opcode.unsqueeze(2).expand_as(self.value)
-        fits = (self.value >= _LOW[code]) & (self.value <= _HIGH[code])  # NaN fails too
-        if not bool((fits | (code < 0)).all()):
-            at = tuple(torch.nonzero(~fits & (code >= 0))[0].tolist())
-            row = DISTORTIONS[NAMES[code[at]]]
-            raise ValueError(
-                f"value of {row.name} must lie in [{row.low:g}, {row.high:g}], got {self.value[at]:g} at {list(at)}"
-            )
-        if not bool(self.value.isfinite().all()):
-            raise ValueError("value must be finite, also in stages that are not used")
 
 
 def normalize(
@@ -221,12 +93,11 @@ def distort(
     if not isinstance(name, str) or name not in DISTORTIONS:
         raise ValueError(f"name must be one of shamisa.DISTORTIONS {list(NAMES)}, got {name!r}")
     row = DISTORTIONS[name]
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    checks.tensor("images", images)
     if images.dim() not in (3, 4) or images.shape[-3] != 3 or images.numel() == 0:
         raise ValueError(f"images must be [N, 3, H, W] or [3, H, W] with N, H, W >= 1, got {list(images.shape)}")
     _check_images("images", images)
-    seed = _seed(seed)
+    seed = checks.seed("seed", seed)
     check_size(row, *images.shape[-2:])  # here, because the op does not read op codes on a GPU
     batch = images.detach() if images.dim() == 4 else images.detach().unsqueeze(0)
     n = batch.shape[0]
@@ -267,12 +138,6 @@ def _check_images(name: str, images: Tensor) -> None:
     # the CPU's are looked at by the op
     if images.is_cuda and images.dtype.is_floating_point and not torch.compiler.is_compiling():
         ranges.note(images)
-
-
-def _seed(seed: int) -> int:
-    if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must be a 64-bit integer, got {seed!r}")
-    return int(seed)
 
 
 def _per_image(name: str, given: float | Sequence[float] | Tensor, n: int, low: float, high: float) -> float | Tensor:
@@ -327,16 +192,14 @@ class DistortionEngine:
         reuse_prefix: bool = True,
     ) -> None:
         for name, given, high in (("compositions", compositions, 256), ("levels", levels, 192)):
-            if not isinstance(given, int) or not 1 <= given <= high:
-                raise ValueError(f"{name} must be an integer in 1..{high}, got {given!r}")
+            checks.integer(name, given, 1, high)
         for name, given, known in (
             ("severity", severity, ("gaussian", "uniform")),
             ("order", order, ("random", "fixed")),
             ("noise", noise, ("per_level", "shared")),
             ("rounding", rounding, ("published", "minimal")),
         ):
-            if given not in known:
-                raise ValueError(f"{name} must be one of {list(known)}, got {given!r}")
+            checks.choice(name, given, known)
         names = list(NAMES if distortions is None else distortions)
         unknown = [n for n in names if n not in DISTORTIONS]
         if unknown or not names:
@@ -345,8 +208,7 @@ class DistortionEngine:
             )
         self.groups = [[DISTORTIONS[n].opcode for n in row if n in names] for row in GROUPS.values()]
         self.groups = [g for g in self.groups if g]
-        if not isinstance(max_distortions, int) or not 1 <= max_distortions <= len(GROUPS):
-            raise ValueError(f"max_distortions must be an integer in 1..{len(GROUPS)}, got {max_distortions!r}")
+        checks.integer("max_distortions", max_distortions, 1, len(GROUPS))
         self.compositions, self.levels = compositions, levels
         self.max_distortions = min(max_distortions, len(self.groups))
         self.severity, self.continuous, self.order = severity, continuous, order
@@ -371,10 +233,9 @@ class DistortionEngine:
             first_sample: position of the first sample in the global batch (for several processes).
         """
         for name, given, low in (("batch_size", batch_size, 1), ("step", step, 0), ("first_sample", first_sample, 0)):
-            if not isinstance(given, Integral) or given < low or given >= 2**32:
-                raise ValueError(f"{name} must be an integer in {low}..2^32-1, got {given!r}")
+            checks.integer(name, given, low, 2**32 - 1)
         with torch.device("cpu"):  # whatever the caller's default device
-            return self._sample(int(batch_size), _seed(seed), int(step), int(first_sample))
+            return self._sample(int(batch_size), checks.seed("seed", seed), int(step), int(first_sample))
 
     def _sample(self, batch_size: int, seed: int, step: int, first_sample: int) -> Plan:
         B, C, L, D = batch_size, self.compositions, self.levels, self.max_distortions
@@ -476,8 +337,7 @@ class DistortionEngine:
         Raises:
             ValueError, TypeError: a bad argument, or an image smaller than a distortion of the plan allows.
         """
-        if not isinstance(references, Tensor):
-            raise TypeError(f"references must be a torch.Tensor, got {type(references).__name__}")
+        checks.tensor("references", references)
         if references.dim() != 5 or references.shape[2] != 3 or references.numel() == 0:
             raise ValueError(f"references must be [B, V, 3, H, W] with no size 0, got {list(references.shape)}")
         _check_images("references", references)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from . import remote
 from ._version import __version__
+from .checks import MissingPackage
 from .cli import guard
 from .datasets.labels import describe_scale
 from .networks.encoders import describe
@@ -81,7 +82,9 @@ def _need(*modules: str) -> None:
 
     missing = [m for m in modules if find_spec(m) is None]
     if missing:
-        raise RuntimeError(f"--out .onnx needs {', '.join(missing)}: pip install 'shamisa[export]', or export to .pt2")
+        raise MissingPackage(
+            f"--out .onnx needs {', '.join(missing)}: pip install 'shamisa[export]', or export to .pt2"
+        )
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict) -> None:

@@ -15,7 +15,6 @@ right result, one example after another. Severities and codes are constants: no 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import ops  # noqa: F401  registers torch.ops.shamisa
+from . import checks, ops  # noqa: F401  ops registers torch.ops.shamisa
 from .reference.ranges import check_severity
 from .reference.relations import view_classes
 
@@ -48,32 +47,6 @@ class RelationGraph:
         return matrix.index_put((self.index[0], self.index[1]), self.weight, accumulate=True)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int | torch.SymInt):
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def _check_temperature(value: float) -> None:
-    if not 0 < value < math.inf:  # NaN fails too
-        raise ValueError(f"temperature must be a number above 0, got {value}")
-
-
-def _check_floating(name: str, x: Tensor, axes: str) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.ndim != len(axes.split(", ")) or not x.is_floating_point():
-        raise ValueError(f"{name} must be [{axes}] floating point, got {list(x.shape)} {x.dtype}")
-    if 0 in x.shape:
-        raise ValueError(f"{name} must be [{axes}], none of them 0, got {list(x.shape)}")
-
-
 def _check_graph(graph: RelationGraph) -> None:
     weight, index = graph.weight, graph.index
     if not weight.is_floating_point() or index.dtype != torch.int64 or index.shape != (2, *weight.shape):
@@ -87,15 +60,15 @@ def _check_graph(graph: RelationGraph) -> None:
 
 def _check_severity(severity: Tensor, views: int) -> int:
     """Returns the number of nodes."""
-    _check_floating("severity", severity, "B, C, L")
-    _check_count("views", views, 1)
+    checks.floating("severity", severity, "B, C, L")
+    checks.integer("views", views, 1)
     check_severity("severity", severity)
     B, C, L = severity.shape
     return B * views * (1 + C * L)
 
 
 def _check_classes(classes: str, views: int) -> None:
-    _check_choice("classes", classes, CLASSES)
+    checks.choice("classes", classes, CLASSES)
     if classes != "parity" and views % 2:
         raise ValueError(f"views must be even for classes={classes!r}, got {views}")
 
@@ -116,7 +89,7 @@ def ref_dist_graph(severity: Tensor, views: int = 6, *, decay: str = "exponentia
     decay: s(g) = exp(-3 g / 4), "exponential", or 1 / (1 + g / 4), "reciprocal".
     """
     nodes = _check_severity(severity, views)
-    _check_choice("decay", decay, DECAYS)
+    checks.choice("decay", decay, DECAYS)
     return RelationGraph(*torch.ops.shamisa.ref_dist_graph(severity.detach(), views, decay), nodes)
 
 
@@ -139,9 +112,9 @@ def dist_dist_graph(
     B = 1 none (``python -m benchmarks.ties``).
     """
     nodes = _check_severity(severity, views)
-    _check_count("edges", edges, 0)
-    _check_choice("cap", cap, ("batch", "sample"))
-    _check_choice("decay", decay, DECAYS)
+    checks.integer("edges", edges, 0)
+    checks.choice("cap", cap, ("batch", "sample"))
+    checks.choice("decay", decay, DECAYS)
     return RelationGraph(
         *torch.ops.shamisa.dist_dist_graph(severity.detach(), views, edges, cap == "sample", decay), nodes
     )
@@ -153,9 +126,9 @@ def nearest_neighbors(h: Tensor, k: int = 31) -> tuple[Tensor, Tensor, Tensor]:
     Returns three [N, min(k, N - 1)]: Euclidean distance (differentiable in h, with slope 0 at distance 0), neighbor
     (int64) and mutual (bool: the row is also among the k nearest of its neighbour).
     """
-    _check_floating("h", h, "N, F")
-    _check_count("k", k, 1)
-    _check_count("rows of h", len(h), 2)
+    checks.floating("h", h, "N, F")
+    checks.integer("k", k, 1)
+    checks.within("rows of h", len(h), 2)
     return torch.ops.shamisa.knn_graph(h, min(k, len(h) - 1))
 
 
@@ -173,8 +146,8 @@ def knn_graph(h: Tensor, k: int = 31) -> RelationGraph:
 
 def transport_logits(h: Tensor, anchors: Tensor) -> Tensor:
     """Cosine-like similarity of rows to anchors: normalised h [N, F] times anchors [K, F] transposed -> [N, K]."""
-    _check_floating("h", h, "N, F")
-    _check_floating("anchors", anchors, "K, F")
+    checks.floating("h", h, "N, F")
+    checks.floating("anchors", anchors, "K, F")
     if h.shape[1] != anchors.shape[1] or h.device != anchors.device:
         raise ValueError(
             f"anchors must be [K, F] with F = {h.shape[1]} on {h.device}, got {list(anchors.shape)} on {anchors.device}"
@@ -188,9 +161,9 @@ def transport_codes(logits: Tensor, *, temperature: float = 0.05, rounds: int = 
     logits [N, K] -> [N, K]: exp(logits / temperature) with `rounds` rescalings of columns, then rows, to equal sums;
     each row of the result sums to 1.
     """
-    _check_floating("logits", logits, "N, K")
-    _check_count("rounds", rounds, 1)
-    _check_temperature(temperature)
+    checks.floating("logits", logits, "N, K")
+    checks.integer("rounds", rounds, 1)
+    checks.number("temperature", temperature, above=0)
     return torch.ops.shamisa.transport_codes(logits.detach(), temperature, rounds)
 
 
@@ -202,11 +175,11 @@ def transport_graph(
     logits [N, K]. select="global" keeps the `edges` N largest of the matrix, "row" `edges` in each row; ties go to
     smaller i, then smaller j. diagonal=False never keeps i = j. Differentiable in logits.
     """
-    _check_floating("logits", logits, "N, K")
-    _check_choice("select", select, ("global", "row"))
-    _check_count("edges", edges, 0)
-    _check_count("rows of logits", len(logits), 2)
-    _check_temperature(temperature)
+    checks.floating("logits", logits, "N, K")
+    checks.choice("select", select, ("global", "row"))
+    checks.integer("edges", edges, 0)
+    checks.within("rows of logits", len(logits), 2)
+    checks.number("temperature", temperature, above=0)
     return graph_of_assignments(log_assignments(logits, temperature), edges, select, diagonal)
 
 
@@ -237,7 +210,7 @@ def transport_alignment(
     """
     nodes = _check_severity(severity, views)
     _check_classes(classes, views)
-    _check_floating("logits", logits, "N, K")
+    checks.floating("logits", logits, "N, K")
     if len(logits) != nodes or codes.shape != logits.shape:
         raise ValueError(
             f"logits and codes must be [N, K] with N = B V (1 + C L) = {nodes}, "
@@ -245,7 +218,7 @@ def transport_alignment(
         )
     if codes.device != logits.device:
         raise ValueError(f"codes must be on {logits.device} like logits, got {codes.device}")
-    _check_temperature(temperature)
+    checks.number("temperature", temperature, above=0)
     return alignment_of_assignments(log_assignments(logits, temperature), codes, severity.shape, views, classes)
 
 
@@ -291,7 +264,7 @@ def merge_graphs(graphs: Sequence[RelationGraph], scales: Sequence[Tensor | floa
 
 def pair_cost(z: Tensor, graph: RelationGraph) -> Tensor:
     """sum over edges of weight |z_i - z_j|^2, divided by N E. z [N, E]; differentiable in z and the weights."""
-    _check_floating("z", z, "N, E")
+    checks.floating("z", z, "N, E")
     _check_graph(graph)
     if len(z) != graph.nodes or z.device != graph.index.device:
         raise ValueError(
@@ -302,15 +275,15 @@ def pair_cost(z: Tensor, graph: RelationGraph) -> Tensor:
 
 def variance(x: Tensor) -> Tensor:
     """VICReg variance: mean over dimensions of relu(1 - sqrt(var + 1e-4)), unbiased var over rows. x [n, E]."""
-    _check_floating("x", x, "n, E")
-    _check_count("rows of x", len(x), 2)
+    checks.floating("x", x, "n, E")
+    checks.within("rows of x", len(x), 2)
     return torch.ops.shamisa.variance(x)
 
 
 def covariance(x: Tensor) -> Tensor:
     """VICReg covariance: (sum of squared off-diagonal entries of the covariance matrix) / E. x [n, E]."""
-    _check_floating("x", x, "n, E")
-    _check_count("rows of x", len(x), 2)
+    checks.floating("x", x, "n, E")
+    checks.within("rows of x", len(x), 2)
     return torch.ops.shamisa.covariance(x)[0]
 
 

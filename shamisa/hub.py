@@ -11,6 +11,7 @@ import os
 import torch
 from torch import nn
 
+from . import checks
 from .networks.encoders import recorded
 from .networks.models import Encoder
 from .networks.weights import load_matching
@@ -22,7 +23,7 @@ from .scoring.ridge import Regressor
 try:
     from huggingface_hub import PyTorchModelHubMixin
 except ImportError as error:
-    raise ImportError(f"shamisa.hub needs huggingface_hub: pip install 'shamisa[hub]' ({error})") from None
+    raise checks.MissingPackage(f"shamisa.hub needs huggingface_hub: pip install 'shamisa[hub]' ({error})") from None
 
 
 class QualityModel(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from . import checks
 from .scorer import load_quality_net
 from .scoring.quality import QualityNet
 
@@ -20,7 +21,9 @@ try:
     from torchmetrics import Metric
     from torchmetrics.utilities.data import dim_zero_cat
 except ImportError as error:
-    raise ImportError(f"shamisa.metric needs torchmetrics: pip install 'shamisa[metrics]' ({error})") from None
+    raise checks.MissingPackage(
+        f"shamisa.metric needs torchmetrics: pip install 'shamisa[metrics]' ({error})"
+    ) from None
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -68,11 +71,9 @@ class SHAMISA(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+        checks.choice("reduction", reduction, REDUCTIONS)
         for name, given in (("normalize", normalize), ("autocast", autocast)):
-            if not isinstance(given, bool):
-                raise ValueError(f"{name} must be True or False, got {given!r}")
+            checks.flag(name, given)
         self.reduction, self.normalize, self.autocast = reduction, normalize, autocast
         net = load_quality_net(checkpoint, regressor, batch=batch, autocast=autocast)
         # not a submodule: state_dict() of a model that trains need not hold frozen weights, nor half() reach them

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from . import checks
 from .reference import distort as reference_distort
 from .reference import philox as reference_philox
 from .reference import relations as reference_relations
@@ -448,8 +449,7 @@ def call_distort(
     backend: str = "auto",
 ) -> Tensor:
     """``run_distort`` without ``check_chain``, which takes longer than a small image: for arguments that were made correct."""
-    if backend not in ("auto", "native", "reference"):
-        raise ValueError(f"backend must be 'auto', 'native' or 'reference', got {backend!r}")
+    checks.choice("backend", backend, ("auto", "native", "reference"))
     arguments = (source, index, opcode, value, key, mean, std, dtype, channels_last)
     if backend == "reference":
         return reference_distort.chain(*arguments)

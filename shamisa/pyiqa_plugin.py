@@ -10,6 +10,7 @@ import os
 
 from torch import Tensor, nn
 
+from .checks import MissingPackage
 from .scorer import load_quality_net
 
 
@@ -37,14 +38,14 @@ def register(
     registered.
 
     Raises:
-        RuntimeError: pyiqa is not installed, or is of a version without the two registries.
+        MissingPackage: pyiqa is not installed, or is of a version without the two registries.
         ValueError: pyiqa has another metric of that name.
     """
     try:
         from pyiqa.default_model_configs import DEFAULT_CONFIGS
         from pyiqa.utils.registry import ARCH_REGISTRY
     except ImportError as error:
-        raise RuntimeError(f"pyiqa_plugin needs pyiqa: pip install pyiqa ({error})") from None
+        raise MissingPackage(f"pyiqa_plugin needs pyiqa: pip install pyiqa ({error})") from None
     kind = SHAMISA.__name__
     if name in DEFAULT_CONFIGS and DEFAULT_CONFIGS[name]["metric_opts"]["type"] != kind:
         raise ValueError(f"name must be new to pyiqa, got {name!r}")

@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from . import remote
-from .data.decode import TRUNCATED, PhotoError, at_least, is_truncated, read_photo
+from . import checks, remote
+from .data.decode import TRUNCATED, PhotoError, is_truncated, read_photo
 from .data.formats import count as count_of
 from .data.formats import describe_ignored
 from .files import printable, write_bytes, write_json
-from .score import COLUMNS, FITTED, about, gather, load_scorer, round_row, row_text
+from .scorer import FITTED, load_scorer
 from .scoring.crops import CROPS, SCALES, views
+from .scoring.tables import COLUMNS, about, gather, round_row, row_text
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -44,13 +45,8 @@ _CONNECT_SECONDS = 5.0
 
 
 def _ray() -> Any:
-    """Ray with Ray Data; RuntimeError where it is not installed."""
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise RuntimeError(f"scoring on Ray needs another package ({error}): pip install 'shamisa[ray]'") from None
-    return ray
+    """Ray with Ray Data; MissingPackage where it is not installed."""
+    return checks.need("ray.data", "scoring on Ray needs another package", "shamisa[ray]")
 
 
 # ---- what runs on the workers ----------------------------------------------------------------------------------------
@@ -185,15 +181,14 @@ def _plan(
 ) -> Dataset:
     there = _cluster(ray)
     for name, value in (("num_gpus", num_gpus), ("num_cpus", num_cpus), ("decode_cpus", decode_cpus)):
-        if not isinstance(value, int | float) or not 0 <= value < 1e4 or (name != "num_gpus" and not value):
-            raise ValueError(f"{name} must be a number above 0, got {value!r}")
+        checks.number(name, value, 0, 9999, above=None if name == "num_gpus" else 0)
     for kind, need in (("GPU", num_gpus), ("CPU", num_cpus + decode_cpus)):
         if there.get(kind, 0) < need:
             raise ValueError(f"the cluster must have {need:g} {kind}s, it has {there.get(kind, 0):g}")
     most = int(there["GPU"] // num_gpus) if num_gpus else max(1, int((there["CPU"] - decode_cpus) // num_cpus))
     low, high = (1, most) if actors is None else (actors, actors) if isinstance(actors, int) else actors
-    at_least("actors", low, 1)
-    at_least("actors", high, low)
+    checks.integer("actors", low, 1)
+    checks.integer("actors", high, low)
     decoded = data.map_batches(
         _decode,
         batch_size=_BATCH,
@@ -247,9 +242,8 @@ class Parts:
     """
 
     def __init__(self, out: str, paths: Sequence[str], kind: str, size: int, meta: dict, resume: bool) -> None:
-        if kind not in FORMATS:
-            raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
-        self.out, self.kind, self.size, self.paths = out, kind, at_least("--part", size, 1), paths
+        checks.choice("--format", kind, FORMATS)
+        self.out, self.kind, self.size, self.paths = out, kind, checks.integer("--part", size, 1), paths
         digest = hashlib.sha256(b"\0".join(os.fsencode(path) for path in paths)).hexdigest()
         self.meta = {**meta, "photographs": len(paths), "photographs_hash": digest, "format": kind, "part": size}
         self.rows: dict[int, list[tuple]] = {}  # of parts that are not complete
@@ -361,8 +355,7 @@ def run(
     """
     from tqdm import tqdm
 
-    if options.get("truncated", "skip") not in TRUNCATED:
-        raise ValueError(f"truncated must be one of {list(TRUNCATED)}, got {options['truncated']!r}")
+    checks.choice("truncated", options.get("truncated", "skip"), TRUNCATED)
     scorer = load_scorer(
         checkpoint, regressor, view=options.get("view", FITTED), device="cpu", batch=options.get("batch")
     )

@@ -5,12 +5,12 @@ Constants are the published ones. Letters as in `functional`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
+from . import checks
 from . import functional as SF
 from .functional import RelationGraph
 from .reference.ranges import can_look, check_severity
@@ -97,8 +97,7 @@ class RelationOptions:
             "halves": ("published", "scale"),
         }
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+            checks.choice(name, getattr(self, name), allowed)
         for name, least in (
             ("anchors", 2),
             ("neighbors", 1),
@@ -106,18 +105,11 @@ class RelationOptions:
             ("dist_dist_edges", 1),
             ("transport_edges", 1),
         ):
-            _check_integer(name, getattr(self, name), least)
+            checks.integer(name, getattr(self, name), least)
         for name in ("code_temperature", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:  # NaN fails too
-                raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}")
+            checks.number(name, getattr(self, name), above=0)
         for name in ("alignment", "regularizer", "variance", "invariance", "covariance"):
-            if not math.isfinite(weight := getattr(self, f"{name}_weight")):
-                raise ValueError(f"{name}_weight must be finite, got {weight}")
-
-
-def _check_integer(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            checks.number(f"{name}_weight", getattr(self, f"{name}_weight"))
 
 
 def _make_anchors(features: int, count: int, device: str | None = None) -> nn.Linear:
@@ -168,7 +160,7 @@ class RelationLoss(nn.Module):
 
     def __init__(self, feature_dim: int = 2048, **options) -> None:
         super().__init__()
-        _check_integer("feature_dim", feature_dim, 1)
+        checks.integer("feature_dim", feature_dim, 1)
         self.options = RelationOptions(**options)
         self._compared: set[tuple[int, ...]] = set()  # shapes that every rank has had, for gather
         self.anchors = _make_anchors(feature_dim, self.options.anchors)
@@ -346,8 +338,7 @@ class RelationLoss(nn.Module):
         if not hasattr(plan, "severity") or not hasattr(plan, "varying"):
             raise TypeError(f"plan must have severity and varying, as a shamisa.Plan, got {type(plan).__name__}")
         for name, x in (("z_ref", z_ref), ("z_dist", z_dist), ("h_ref", h_ref), ("h_dist", h_dist)):
-            if not isinstance(x, Tensor):
-                raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+            checks.tensor(name, x)
         if plan.severity.ndim != 4:
             raise ValueError(f"plan.severity must be [B, C, L, D], got {list(plan.severity.shape)}")
         B, C, L, D = plan.severity.shape

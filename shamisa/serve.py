@@ -13,6 +13,7 @@ import argparse
 import socket
 import sys
 
+from .checks import MissingPackage
 from .cli import guard
 
 EXTRA = "shamisa[serve]"
@@ -53,7 +54,7 @@ def run(given: argparse.Namespace) -> int:
 
         from .serving.service import LOOPBACK, Service
     except ImportError as error:
-        raise RuntimeError(f"serve needs another package ({error}): pip install '{EXTRA}'") from None
+        raise MissingPackage(f"serve needs another package ({error}): pip install '{EXTRA}'") from None
     from .scorer import load_scorer
 
     if not 0 <= given.port < 1 << 16:

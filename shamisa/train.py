@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 
-from .cli import INTERRUPTED, complain
+from .cli import INTERRUPTED, complain, show_log
 from .data.decode import is_truncated
 from .data.formats import shorten
+from .data.photos import Photos
 from .distortions import DISTORTIONS
 from .measuring.allocator import keep_freed_memory
 from .networks.checkpoints import find_checkpoint
@@ -60,10 +61,12 @@ def prepare(
     quiet: bool = False,
     processes: Processes | None = None,
     encoder: torch.nn.Module | None = None,
+    photos: Photos | None = None,
 ) -> tuple[Trainer, runs.Run]:
     """Check everything, then make the new folder ``out``, or go back to the last checkpoint of the run ``resume``.
 
-    ``encoder``: any module in place of the configuration's encoder, see ``learner.Learner``.
+    ``encoder``: any module in place of the configuration's encoder, see ``learner.Learner``; ``photos``: any source in
+    place of its refs, see ``data.photos.Photos``.
 
     Every process must call it. Of several processes only the main one writes; the others must see the same files.
 
@@ -71,7 +74,7 @@ def prepare(
     none was changed.
     """
     processes = processes or Processes()
-    trainer, run = processes.agree(lambda: _check(config, out, resume, quiet, processes, encoder))
+    trainer, run = processes.agree(lambda: _check(config, out, resume, quiet, processes, encoder, photos))
     return trainer, processes.agree(lambda: _begin(trainer, run, resumed=resume is not None))
 
 
@@ -82,6 +85,7 @@ def _check(
     quiet: bool,
     processes: Processes,
     encoder: torch.nn.Module | None = None,
+    photos: Photos | None = None,
 ) -> tuple[Trainer, runs.Run]:
     """All that can be known before anything is written."""
     if config.threads:
@@ -89,10 +93,10 @@ def _check(
     if resume is None:
         if processes.main:
             runs.Run.check_new(out)
-        return Trainer(config, quiet, processes, encoder), runs.Run(out)
+        return Trainer(config, quiet, processes, encoder, photos), runs.Run(out)
     run = runs.Run.open(resume)
     config = read_config(None, resume, dataclasses.asdict(config), processes.world_size)
-    trainer = Trainer(config, quiet, processes, encoder)
+    trainer = Trainer(config, quiet, processes, encoder, photos)
     if run.latest() is not None:
         trainer.load(find_checkpoint(resume))
     if trainer.step > trainer.steps:
@@ -218,7 +222,7 @@ def finish(trainer: Trainer, run: runs.Run) -> None:
         least = max(row.min_size for row in DISTORTIONS.values())
         crop = min(max(config.crop, least), 224)  # all distortions can work on it; fits into every held-out photograph
         options = {"crop": crop, "backend": config.backend, "compositions": 60}  # 720 images: fewer make a noisy figure
-        demo.compare(untrained, trainer.model.encoder, run.path / "demo.json", **options)
+        print(demo.describe(demo.compare(untrained, trainer.model.encoder, run.path / "demo.json", **options)))
 
 
 def describe_photos(run: runs.Run) -> list[str]:
@@ -286,6 +290,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """The command -> 0 finished, 1 failed in training, 2 bad input, 128 + signal stopped."""
     options = make_parser().parse_args(argv)
+    show_log()
     speaks = True
 
     def end(message: object, status: int) -> int:
@@ -317,7 +322,11 @@ def main(argv: list[str] | None = None) -> int:
         keep_freed_memory()
     try:
         if options.dry_run:
-            dryrun.run(trainer)
+            plan, note = dryrun.run(trainer)
+            if plan:
+                print(plan)
+            if note:
+                print(note, file=sys.stderr)
             status = "finished"
         else:
             if not trainer.quiet:

@@ -89,9 +89,8 @@ def test_folds_never_share_a_photograph(monkeypatch):
         assert fits[2 * f + 1] == set(range(7)) - held_out
 
 
-def test_comparison_is_printed_and_written(some, tmp_path, capsys):
-    demo.compare(Contrast(), Contrast(), tmp_path / "demo.json", seed=1, **FAST)
-    printed = capsys.readouterr().out
+def test_comparison_is_described_and_written(some, tmp_path):
+    printed = demo.describe(demo.compare(Contrast(), Contrast(), tmp_path / "demo.json", seed=1, **FAST))
     written = json.loads((tmp_path / "demo.json").read_text())
     for name in ("untrained", "trained"):
         assert name in printed and f"{written[name]['srcc']:.4f}" in printed

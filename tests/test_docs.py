@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import torch
 
-from shamisa import ops
+from shamisa import DISTORTIONS, ops
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -60,6 +60,13 @@ def test_no_sentence_stands_twice():
                 if len(sentence) > 50:
                     assert sentence not in seen, f"{name} repeats {seen[sentence]}: {sentence}"
                     seen[sentence] = name
+
+
+def test_count_of_distortions():
+    """Where a page says how many there are."""
+    said = {name: re.findall(r"\b(\d\d) distortions", (ROOT / name).read_text()) for name in NAMES}
+    assert {"README.md", "docs/index.md"} <= {name for name, found in said.items() if found}
+    assert {n for found in said.values() for n in found} == {str(len(DISTORTIONS))}
 
 
 @pytest.fixture(scope="session")
@@ -182,6 +189,9 @@ def test_nothing_is_fetched_from_elsewhere(site):
 def test_equations_and_pictures_are_made(site):
     assert (site / "explanation/method.html").read_text().count("<math") > 10
     assert not [p for p in site.rglob("*.html") if 'class="arithmatex"' in p.read_text()]
-    assert len(list((site / "gallery").glob("*.webp"))) == 1 + 26 * 5 + 6 * 5
-    for name in ("gallery", "benchmarks", "reference/commands"):
-        assert "generated:" not in (site / f"{name}.html").read_text()
+    assert len(list((site / "gallery").glob("*.webp"))) == 1 + len(DISTORTIONS) * 5 + 6 * 5
+    shown = {path: path.read_text() for path in site.rglob("*.html")}
+    assert not [path for path, text in shown.items() if "generated:" in text]
+    said = {"kernels": "nt_xent", "extend": "csrc/distort/", "probe": "koniq10k_scores_and_distributions.csv"}
+    for name, words in said.items():  # what comes from the source is there
+        assert words in shown[site / f"howto/{name}.html"], name

@@ -42,7 +42,7 @@ def test_tensorboard_hides_what_a_resumed_run_repeats(tmp_path):
     torch.testing.assert_close([v for _, v in found], [v for _, v in expected])
 
 
-def test_without_tensorboard_there_is_a_note(tmp_path, monkeypatch, capsys):
+def test_without_tensorboard_there_is_a_note(tmp_path, monkeypatch, caplog):
     real = builtins.__import__
 
     def absent(name, *rest):
@@ -54,10 +54,11 @@ def test_without_tensorboard_there_is_a_note(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(builtins, "__import__", absent)
     found = loggers.open_loggers(run, Config(), 0)
     found[0].close()
-    assert len(found) == 1 and "pip install tensorboard" in capsys.readouterr().err
+    assert len(found) == 1 and "pip install tensorboard" in caplog.text
+    caplog.clear()
     found = loggers.open_loggers(run, Config(tensorboard=False), 0)
     found[0].close()
-    assert len(found) == 1 and not capsys.readouterr().err
+    assert len(found) == 1 and not caplog.text
 
 
 def test_wandb_offline(tmp_path, monkeypatch):

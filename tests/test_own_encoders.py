@@ -99,6 +99,29 @@ def test_a_module_that_does_not_fit_is_refused(photos, tmp_path, encoder, option
         checkpoints.load_encoder(run.path, encoder=encoder, **options)
 
 
+class Noise:
+    """Photographs of one's own making: what ``data.photos.Photos`` asks for and no more."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+
+    def name(self, i):
+        return f"noise {i}"
+
+
+def test_photographs_are_passed_in_as_an_object(tmp_path):
+    source = Noise()
+    config = tiny("no such folder")  # its refs are not looked at
+    trainer, run = train.prepare(config, tmp_path / "run", quiet=True, encoder=make(), photos=source)
+    assert trainer.references.source is source
+    assert train.execute(trainer, run) == "finished" and len(run.records()) == 4
+    with pytest.raises(ValueError, match="refs must be a folder"):
+        Trainer(config, quiet=True, encoder=make())
+
+
 def test_a_run_is_resumed_with_the_module(photos, tmp_path):
     _, whole = run_of(photos, tmp_path / "whole", make())
     trainer, run = run_of(photos, tmp_path / "parts", make(), steps=2, schedule="constant")

@@ -224,14 +224,14 @@ def test_hostile_folder_trains_through(tmp_path):
 WRONG = [
     ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
     ({"batch_size": 2.0}, "batch_size must be an integer of at least 1, got 2.0"),
-    ({"seed": 2**63}, "seed must be an integer"),
+    ({"seed": 2**63}, "seed must be a 64-bit integer"),
     ({"crop": 0}, "crop must be"),
     ({"references": 0}, "references must be"),
     ({"scales": ()}, r"scales must be numbers in \(0, 1\], got \(\)"),
     ({"scales": (1.0, 2.0)}, "scales must be"),
-    ({"pad": "edge"}, "pad must be 'zero' or 'reflect', got 'edge'"),
+    ({"pad": "edge"}, "pad must be one of zero, reflect, got 'edge'"),
     ({"rank": 2, "world_size": 2}, "rank must lie in 0..world_size - 1 = 1, got 2"),
-    ({"max_skipped": 1.5}, "max_skipped must be a share"),
+    ({"max_skipped": 1.5}, "max_skipped must be a number in 0..1"),
     ({"source": Flat(0)}, r"len\(source\) must be"),
 ]
 

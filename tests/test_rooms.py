@@ -16,20 +16,19 @@ import shamisa
 ROOT = Path(__file__).parents[1] / "shamisa"
 ORDER = (  # a line is a floor: what stands on it may import its own floor's rooms only where they are named before it
     ("_version", "_compiled", "_host"),
-    ("remote", "files"),
+    ("remote", "files", "checks"),
     ("distortions", "reference", "ops", "randomness", "ranges"),
-    ("engine", "functional", "relations"),
+    ("plan", "engine", "functional", "relations"),
     ("data", "datasets", "networks"),
     ("measuring", "scoring"),
     ("packaged", "scorer"),
     ("serving", "training", "reports"),
-    ("cli", "score", "ray"),  # `ray` is what `score --ray` calls, and takes its table from it
+    ("cli", "ray", "score"),
     ("metric", "hub", "pyiqa_plugin"),
     ("train", "probe", "serve", "export", "sheet", "bench"),
     ("__init__", "__main__"),
 )
 PLACE = {name: position for position, name in enumerate(name for floor in ORDER for name in floor)}
-IMPORTED_LATE = {("score", "ray")}  # only once the option is given
 
 
 def module_of(path: Path) -> str:
@@ -83,16 +82,13 @@ def test_imports_go_downwards(name):
     room = room_of(name)
     for target in imported(name, known[name], known):
         pair = (room, room_of(target))
-        if pair[0] != pair[1] and pair not in IMPORTED_LATE:
+        if pair[0] != pair[1]:
             assert PLACE[pair[1]] < PLACE[pair[0]], f"{name} imports {target}, which stands above it"
 
 
 def test_no_circles():
     known = modules()
-    graph = {
-        name: {t for t in imported(name, path, known) if (room_of(name), room_of(t)) not in IMPORTED_LATE and t != name}
-        for name, path in known.items()
-    }
+    graph = {name: {t for t in imported(name, path, known) if t != name} for name, path in known.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

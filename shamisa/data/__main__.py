@@ -11,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 
+from .. import checks
 from ..cli import complain, guard
 from ..files import write_json
 from .decode import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, MIN_SIDE, TRUNCATED, PhotoError
@@ -97,8 +98,7 @@ def run(given: argparse.Namespace) -> int:
     limits = {
         name: getattr(given, name) for name in ("min_side", "max_pixels", "max_bytes", "max_seconds", "truncated")
     }
-    if given.workers < 0:
-        raise ValueError(f"--workers must be at least 0, got {given.workers}")
+    checks.within("--workers", given.workers, 0)
     try:
         if given.command == "verify":
             if given.json is not None and (given.json.is_dir() or not given.json.parent.is_dir()):

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .. import checks
 from .colour import has_foreign_profile
 from .crops import Part, cut, needed
 from .decode import open_photo, orientation, photo_errors, upright, within
@@ -265,11 +266,7 @@ def _is_whole_jpeg(data: bytes) -> bool:
 
 # ---- DALI ------------------------------------------------------------------------------------------------------------
 def _dali() -> ModuleType:
-    try:
-        import nvidia.dali
-    except ImportError as error:
-        raise ValueError(f"reader dali needs NVIDIA DALI: pip install 'shamisa[dali]' ({error})") from None
-    return nvidia.dali
+    return checks.need("nvidia.dali", "reader dali needs NVIDIA DALI", "shamisa[dali]").dali
 
 
 _BUILT: weakref.WeakSet = weakref.WeakSet()  # the pipelines of this process

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .. import remote
+from .. import checks, remote
 from ..files import printable
 from . import formats  # noqa: F401  (registers Pillow's plugins)
 from .colour import hdr, to_srgb
@@ -96,19 +96,10 @@ class Limits:
     truncated: str = "skip"
 
     def __post_init__(self) -> None:
-        if self.truncated not in TRUNCATED:
-            raise ValueError(f"truncated must be one of {list(TRUNCATED)}, got {self.truncated!r}")
+        checks.choice("truncated", self.truncated, TRUNCATED)
         for name in ("max_pixels", "min_side", "max_bytes"):
-            at_least(name, getattr(self, name), 1)
-        if not isinstance(self.max_seconds, int | float) or not 0 <= self.max_seconds < 1e6:
-            raise ValueError(f"max_seconds must be a number in 0..1e6, got {self.max_seconds!r}")
-
-
-def at_least(name: str, given: int, low: int) -> int:
-    """given; ValueError where it is not an integer of at least low."""
-    if not isinstance(given, int) or given < low:
-        raise ValueError(f"{name} must be an integer of at least {low}, got {given!r}")
-    return given
+            checks.integer(name, getattr(self, name), 1)
+        checks.number("max_seconds", self.max_seconds, 0, 999999)
 
 
 def read_photo(

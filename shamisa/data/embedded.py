@@ -14,6 +14,7 @@ import os
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..randomness import derive_key, words
 from ..reference.philox import DOMAIN_PHOTO
 from .photos import read_photo
@@ -52,12 +53,10 @@ class EmbeddedPhotos:
     """
 
     def __init__(self, split: str = "train", *, leaves: int | None = None, size: int = 384, seed: int = 0) -> None:
-        if split not in PACKAGED:
-            raise ValueError(f"split must be one of {list(PACKAGED)}, got {split!r}")
+        checks.choice("split", split, PACKAGED)
         leaves = LEAVES[split] if leaves is None else leaves
-        if not isinstance(leaves, int) or not 0 <= leaves <= 1 << 30:
-            raise ValueError(f"leaves must be an integer in 0..2^30, got {leaves!r}")
-        _check_size(size)
+        checks.integer("leaves", leaves, 0, 1 << 30)
+        checks.integer("size", size, *SIZES)
         self.split, self.size, self.seed = split, size, seed
         self._paths = [_packaged(package, file) for _, package, file in PACKAGED[split]]
         self._names = [name for name, _, _ in PACKAGED[split]]
@@ -95,9 +94,7 @@ def _packaged(package: str, file: str) -> str:
     return path
 
 
-def _check_size(size: int) -> None:
-    if not isinstance(size, int) or not 32 <= size <= 4096:
-        raise ValueError(f"size must be an integer in 32..4096, got {size!r}")
+SIZES = (32, 4096)  # of an image, in pixels
 
 
 # ---- dead leaves -----------------------------------------------------------------------------------------------------
@@ -124,11 +121,9 @@ def dead_leaves(index: int, size: int = 384, *, seed: int = 0) -> Tensor:
     Raises:
         ValueError: index out of 0..2^32-1, size out of 32..4096, or seed not an integer of 64 bits.
     """
-    if not isinstance(index, int) or not 0 <= index < 1 << 32:
-        raise ValueError(f"index must be an integer in 0..2^32-1, got {index!r}")
-    _check_size(size)
-    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
+    checks.integer("index", index, 0, 2**32 - 1)
+    checks.integer("size", size, *SIZES)
+    checks.seed("seed", seed)
     key = derive_key(torch.tensor(seed), index, domain=DOMAIN_PHOTO)
     scene = _uniforms(key, torch.zeros(1, dtype=torch.int64), 16, 2)[0]  # [16]
     leaves = _Leaves(key, size, scene)

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from .. import remote
+from .. import checks, remote
 from .photos import EncodedPhotos, PhotoFolder, PhotoList, Photos
 from .readers import References
 from .shards import PhotoShards, names_shards
@@ -39,12 +39,12 @@ def make_references(
         fields: those of ``References``.
 
     Raises:
-        ValueError: an unknown reader, DALI not installed, a source without encoded images, a field out of range.
+        MissingPackage: DALI is not installed.
+        ValueError: an unknown reader, a source without encoded images, a field out of range.
     """
-    if reader == "pillow":
-        return References(source, **fields)
+    checks.choice("reader", reader, READERS)
     if reader == "dali":
         from .dali import DaliReferences
 
         return DaliReferences(source, device=device, **fields)
-    raise ValueError(f"reader must be one of {list(READERS)}, got {reader!r}")
+    return References(source, **fields)

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from .. import remote
+from .. import checks, remote
 from .._version import __version__
 from ..files import write_json
 from .decode import is_truncated
@@ -62,8 +62,8 @@ def pack(
     if shard_size is not None and shard_count is not None:
         raise ValueError("shard_size and shard_count cannot be combined, got both")
     for name, given in (("shard_size", shard_size), ("shard_count", shard_count)):
-        if given is not None and (not isinstance(given, int) or given < 1):
-            raise ValueError(f"{name} must be an integer of at least 1, got {given!r}")
+        if given is not None:
+            checks.integer(name, given, 1)
     names = _member_names(source)
     remote.check_local("out", out)
     out = Path(out)

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from .. import remote
+from .. import checks, remote
 from ..files import printable
 from .decode import (
     MAX_BYTES,
@@ -24,7 +24,6 @@ from .decode import (
     MIN_SIDE,
     Limits,
     PhotoError,
-    at_least,
     decode_photo,
     is_truncated,
     log_remark,
@@ -76,7 +75,7 @@ class EncodedPhotos:
         max_seconds: float = MAX_SECONDS,
         truncated: str = "skip",
     ) -> None:
-        self.cache_bytes = at_least("cache_bytes", cache_bytes, 0)
+        self.cache_bytes = checks.integer("cache_bytes", cache_bytes, 0)
         self.limits = Limits(max_pixels, min_side, max_bytes, max_seconds, truncated)
         self.skipped: dict[str, str] = {}
         self.others: dict[str, int] = {}

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .. import checks
 from ..randomness import derive_key, words
 from ..reference.philox import DOMAIN_DATA
 from .crops import cut
@@ -96,22 +97,19 @@ class References:
         for name, given, low in (
             ("len(source)", len(source), 1),
             ("batch_size", batch_size, 1),
-            ("seed", seed, -(2**63)),
             ("crop", crop, 1),
             ("references", references, 1),
             ("rank", rank, 0),
             ("world_size", world_size, 1),
         ):
-            if not isinstance(given, int) or not low <= given < 2**63:
-                raise ValueError(f"{name} must be an integer of at least {low}, got {given!r}")
+            checks.integer(name, given, low)
+        checks.seed("seed", seed)
         if rank >= world_size:
             raise ValueError(f"rank must lie in 0..world_size - 1 = {world_size - 1}, got {rank}")
         if not scales or not all(0 < s <= 1 for s in scales):
             raise ValueError(f"scales must be numbers in (0, 1], got {scales!r}")
-        if pad not in ("zero", "reflect"):
-            raise ValueError(f"pad must be 'zero' or 'reflect', got {pad!r}")
-        if not 0 <= max_skipped <= 1:
-            raise ValueError(f"max_skipped must be a share in 0..1, got {max_skipped!r}")
+        checks.choice("pad", pad, ("zero", "reflect"))
+        checks.number("max_skipped", max_skipped, 0, 1)
         self.source, self.batch_size, self.seed, self.crop = source, batch_size, seed, crop
         self.references, self.scales, self.pad = references, tuple(scales), pad
         self.rank, self.world_size, self.max_skipped = rank, world_size, max_skipped
@@ -326,8 +324,7 @@ def check_range(start_step: int, stop_step: int, workers: int, prefetch: int) ->
         ("workers", workers, 0),
         ("prefetch", prefetch, 1),
     ):
-        if not isinstance(given, int) or given < low:
-            raise ValueError(f"{name} must be an integer of at least {low}, got {given!r}")
+        checks.integer(name, given, low)
 
 
 def _as_is(item: tuple) -> tuple:

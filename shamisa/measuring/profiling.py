@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
+LOG = logging.getLogger(__name__)
 PARTS = ("data", "distortions", "encoder", "loss", "backward", "optimizer")  # of a step, in order
 WAIT = 2  # steps before a recording: the first ones allocate and choose algorithms
 
@@ -181,7 +182,7 @@ class Recording:
         table = profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60)
         (self.folder / "ops.txt").write_text(table)
         self.written = True
-        print(f"\nprofile: {self.folder}", file=sys.stderr)
+        LOG.info("profile: %s", self.folder)
 
     def step(self) -> None:
         """A training step is done."""
@@ -197,4 +198,4 @@ class Recording:
         if self.profiler is not None:
             self.profiler.__exit__(*error)
             if not self.written:
-                print(f"profile: nothing recorded, it needs more than {WAIT} steps", file=sys.stderr)
+                LOG.warning("profile: nothing recorded, it needs more than %d steps", WAIT)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..checks import MissingPackage
 from ..engine import IMAGENET_MEAN, IMAGENET_STD
 from .efficientnet import MEAN, STD, EfficientNetLite0
 from .encoders import LAST, check_normalization, describe, evaluating, name_of, recorded, recorded_metadata
@@ -95,7 +96,7 @@ class Encoder(nn.Module):
             if imagenet:
                 package = find_package(EFFICIENTNET_OF_TIMM)
                 if package is None:
-                    raise RuntimeError(no_package(name, EFFICIENTNET_OF_TIMM))
+                    raise MissingPackage(no_package(name, EFFICIENTNET_OF_TIMM))
                 load_weights(self.network, package.file, name)
                 self.source = package.words
         else:
@@ -185,7 +186,7 @@ def _torchvision(model: str, imagenet: bool) -> tuple[nn.Module, int]:
     try:
         import torchvision
     except ImportError as error:
-        raise RuntimeError(
+        raise MissingPackage(
             f"encoder torchvision/{model} needs torchvision: pip install torchvision ({error})"
         ) from None
     if model not in torchvision.models.list_models(torchvision.models):
@@ -212,7 +213,7 @@ def _timm(model: str, imagenet: bool) -> tuple[nn.Module, int, str]:
     try:
         import timm
     except ImportError as error:
-        raise RuntimeError(f"encoder timm/{model} needs timm: pip install timm ({error})") from None
+        raise MissingPackage(f"encoder timm/{model} needs timm: pip install timm ({error})") from None
     if not timm.is_model(model):
         raise ValueError(f"encoder must name a network of timm {timm.__version__}, got 'timm/{model}'")
     package = find_package(model) if imagenet else None

@@ -131,16 +131,22 @@ def evaluate(
 
 
 def compare(untrained: nn.Module, trained: nn.Module, path: Path, **options) -> dict:
-    """Judge both encoders on the same images, print a table, write both results to ``path`` (JSON)."""
+    """Judge both encoders on the same images -> their results, also written to ``path`` (JSON); ``describe`` has words."""
     start = time.perf_counter()
     results = {name: evaluate(e, **options) for name, e in (("untrained", untrained), ("trained", trained))}
-    some = results["trained"]
-    print(
-        f"probe of {some['photographs']} held-out photographs, {some['images']} distorted crops, {some['folds']} folds by "
-        f"photograph; target: {PROXY}"
-    )
-    print(f"{'encoder':12}{'SRCC':>8}{'PLCC':>8}{'KRCC':>8}{'RMSE':>8}{'SRCC pooled':>13}")
-    for name, r in results.items():
-        print(f"{name:12}{r['srcc']:8.4f}{r['plcc']:8.4f}{r['krcc']:8.4f}{r['rmse']:8.4f}{r['srcc_pooled']:13.4f}")
     write_json(path, results | {"seconds": round(time.perf_counter() - start, 2)})
     return results
+
+
+def describe(results: dict) -> str:
+    """The results of ``compare`` as a table of lines."""
+    some = results["trained"]
+    lines = [
+        f"probe of {some['photographs']} held-out photographs, {some['images']} distorted crops, {some['folds']} folds by "
+        f"photograph; target: {PROXY}",
+        f"{'encoder':12}{'SRCC':>8}{'PLCC':>8}{'KRCC':>8}{'RMSE':>8}{'SRCC pooled':>13}",
+    ]
+    for name, r in results.items():
+        numbers = "".join(f"{r[key]:8.4f}" for key in ("srcc", "plcc", "krcc", "rmse"))
+        lines.append(f"{name:12}{numbers}{r['srcc_pooled']:13.4f}")
+    return "\n".join(lines)

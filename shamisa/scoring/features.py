@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.decode import Limits, at_least, is_truncated, log_remark
+from .. import checks
+from ..data.decode import Limits, is_truncated, log_remark
 from ..data.photos import MAX_PIXELS, PhotoError, read_photo
 from ..engine import normalize
 from ..files import hash_file, printable
@@ -44,7 +45,7 @@ def by_crop(h: Tensor) -> Tensor:
 def photographs_per_call(batch: int | None, device: torch.device) -> int:
     """The number given, or by default 1 on a CPU, where the activations of more leave the caches and cost page faults (up to
     twice the time was measured), and 8 elsewhere; ValueError below 1."""
-    return at_least("batch", batch, 1) if batch is not None else 1 if device.type == "cpu" else 8
+    return checks.integer("batch", batch, 1) if batch is not None else 1 if device.type == "cpu" else 8
 
 
 def hash_encoder(encoder: nn.Module) -> str:
@@ -133,7 +134,7 @@ class Extractor:
         Limits(truncated=truncated)
         check_runtime(runtime, torch.device(device))
         for name, given in (("crop", crop), ("workers", workers)):
-            at_least(name, given, 1)
+            checks.integer(name, given, 1)
         self.device = torch.device(device)
         batch = photographs_per_call(batch, self.device)
         self.encoder = encoder.eval().to(self.device)

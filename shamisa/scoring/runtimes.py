@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .. import checks
+
 RUNTIMES = ("torch", "openvino")
 EXTRA = "shamisa[openvino]"
 LIMIT = 1e-4  # of features: the largest difference from torch's, as a share of the largest feature
@@ -21,16 +23,12 @@ LIMIT = 1e-4  # of features: the largest difference from torch's, as a share of 
 def check_runtime(runtime: str, device: torch.device) -> str:
     """The runtime, or ValueError for another name or one that does not run on the device, or RuntimeError where its package
     is not installed."""
-    if runtime not in RUNTIMES:
-        raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    checks.choice("runtime", runtime, RUNTIMES)
     if runtime == "torch":
         return runtime
     if device.type != "cpu":
         raise ValueError(f"runtime {runtime} runs on a CPU, got device {device}: choose torch there")
-    try:
-        import openvino  # noqa: F401
-    except ImportError as error:
-        raise RuntimeError(f"runtime openvino needs its package: pip install '{EXTRA}' ({error})") from None
+    checks.need("openvino", "runtime openvino needs its package", EXTRA)
     return runtime
 
 

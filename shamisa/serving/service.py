@@ -31,7 +31,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from torch import Tensor
 
-from ..data.decode import Limits, PhotoError, at_least, decode_photo, within
+from .. import checks
+from ..data.decode import Limits, PhotoError, decode_photo, within
 from ..datasets.labels import describe_scale
 from ..scoring.crops import PLACES, viewed_size, views
 from .batcher import Batcher, Busy
@@ -147,9 +148,9 @@ class Service:
         self.limits = Limits(max_pixels, 1, max_bytes, max_seconds, scorer.extractor.truncated)
         if not max_seconds > 0:
             raise ValueError(f"max_seconds must be more than 0 for a service, got {max_seconds!r}")
-        self.waiting = at_least("waiting", waiting, 1)
+        self.waiting = checks.integer("waiting", waiting, 1)
         self.requests, self.held = 0, 0  # now: requests, bytes of uploads
-        self._decoders = ThreadPoolExecutor(at_least("workers", workers, 1), thread_name_prefix="decoder")
+        self._decoders = ThreadPoolExecutor(checks.integer("workers", workers, 1), thread_name_prefix="decoder")
         self._batcher = Batcher(self._encode, scorer.extractor.batch, waiting)
         routes = [
             Route("/", self._page),

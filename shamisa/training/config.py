@@ -13,6 +13,7 @@ import math
 import typing
 from dataclasses import dataclass
 
+from .. import checks
 from ..data import READERS
 from ..data.decode import MAX_SECONDS, TRUNCATED
 from ..distortions import NAMES
@@ -385,8 +386,7 @@ def given_fields(namespace: argparse.Namespace) -> dict:
 
 def resolve(preset: str, given: dict) -> Config:
     """A preset with some fields replaced; ValueError for an unknown preset or a bad value."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    checks.choice("preset", preset, PRESETS)
     return dataclasses.replace(PRESETS[preset], **given)
 
 

@@ -14,8 +14,10 @@ from .trainer import Trainer, TrainingError
 STEPS, WARMUP, SECONDS = 20, 2, 60.0  # timed steps, steps before them, and when to stop early
 
 
-def run(trainer: Trainer) -> None:
-    """Print the plan; every process must call it. The trainer is used up.
+def run(trainer: Trainer) -> tuple[str, str]:
+    """The plan as a table of lines, and what is to be noted of it ("": nothing); both "" but in the main process.
+
+    Every process must call it. The trainer is used up.
 
     Raises:
         TrainingError: no photograph can be read, or a step fails.
@@ -23,7 +25,7 @@ def run(trainer: Trainer) -> None:
     before = peak_memory(trainer.device)
     splits, seconds = measure(trainer)
     if not trainer.processes.main:
-        return
+        return "", ""
     c, world, per = trainer.config, trainer.processes.world_size, trainer.images()
     mean = statistics.median(sum(s.values()) for s in splits)
     counts = {
@@ -48,10 +50,8 @@ def run(trainer: Trainer) -> None:
         f"{k} {1000 * statistics.median(s[k] for s in splits):.1f}" for k in splits[0]
     ) + " ms"  # fmt: skip
     rows["time in all"] = f"{clock(trainer.steps * mean)}, without checkpoints and pictures"
-    for name, text in rows.items():
-        print(f"{name:18} {text}")
-    if len(splits) < STEPS:
-        print(f"only {len(splits)} of {STEPS} steps were timed: {seconds:.0f} s were enough", file=sys.stderr)
+    few = f"only {len(splits)} of {STEPS} steps were timed: {seconds:.0f} s were enough"
+    return "\n".join(f"{name:18} {text}" for name, text in rows.items()), few if len(splits) < STEPS else ""
 
 
 def measure(trainer: Trainer) -> tuple[list[dict[str, float]], float]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import secrets
-import sys
 from typing import Protocol
 
+from ..checks import MissingPackage
 from . import config as configuration
 from . import runs
 from .config import Config
+
+LOG = logging.getLogger(__name__)
 
 
 class Logger(Protocol):
@@ -119,9 +122,9 @@ def _one_line(error: Exception) -> str:
 
 
 def check(config: Config) -> None:
-    """ValueError where Weights & Biases is asked for and not installed."""
+    """MissingPackage where Weights & Biases is asked for and not installed."""
     if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise ValueError(f"wandb = {config.wandb!r} needs the package: pip install wandb")
+        raise MissingPackage(f"wandb = {config.wandb!r} needs the package: pip install wandb")
 
 
 def open_loggers(run: runs.Run, config: Config, step: int, quiet: bool = False) -> list[Logger]:
@@ -137,5 +140,5 @@ def open_loggers(run: runs.Run, config: Config, step: int, quiet: bool = False) 
             found.append(TensorBoard(run, step))
         except ImportError:
             if not quiet:
-                print("no TensorBoard files: pip install tensorboard, or --no-tensorboard", file=sys.stderr)
+                LOG.warning("no TensorBoard files: pip install tensorboard, or --no-tensorboard")
     return found + last

@@ -18,11 +18,11 @@ A checkpoint is written into a temporary folder, flushed to the disk, and rename
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import TextIO
 
@@ -42,6 +42,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+LOG = logging.getLogger(__name__)
 LOCK = ".lock"
 SCORED = "check"  # what the score of a checkpoint is made of
 STATUSES = ("running", "finished", "interrupted", "failed")
@@ -346,7 +347,7 @@ class Stop:
         self.signal = number
         for n, action in self.earlier.items():
             signal.signal(n, action)
-        print("\nstopping after this step", file=sys.stderr)
+        LOG.warning("\nstopping after this step")
 
     def __enter__(self) -> Stop:
         self.earlier = {n: signal.signal(n, self.handle) for n in (signal.SIGINT, signal.SIGTERM)}

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +19,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import remote
 from ..data import opening
 from ..data.decode import READ_CUT_OFF
-from ..data.embedded import EmbeddedPhotos
 from ..data.photos import Photos
-from ..data.shards import names_shards
-from ..distortions import DISTORTIONS
 from ..engine import DistortionEngine, Plan, normalize
 from ..measuring.profiling import Recording, Stopwatch
 from ..measuring.versions import versions
@@ -42,6 +37,7 @@ from . import config as configuration
 from .config import Config
 from .learner import Learner
 from .parallel import Processes
+from .parts import check_crop, choose_precision, make_optimizer, open_photos
 
 FETCH_EVERY = 10  # steps of a GPU whose values are looked at together
 
@@ -65,6 +61,7 @@ class Trainer:
     """All that is needed for steps: built, and so checked, before a run folder is made.
 
     Building it speaks to no other process; ``connect`` does. ``encoder``: any module, see ``learner.Learner``.
+    ``photos``: any source, see ``data.photos.Photos``, in place of the configuration's refs.
     """
 
     def __init__(
@@ -73,6 +70,7 @@ class Trainer:
         quiet: bool = False,
         processes: Processes | None = None,
         encoder: nn.Module | None = None,
+        photos: Photos | None = None,
     ) -> None:
         self.processes = processes or Processes()
         self.config, self.quiet = config, quiet or not self.processes.main
@@ -98,7 +96,7 @@ class Trainer:
             graphed.check_graphable(config, self.device, self.precision, self.processes.world_size, kernels)
         self.engine = DistortionEngine(**config.engine_options())
         self.references = opening.make_references(
-            open_photos(config, self.processes.world_size),
+            open_photos(config, self.processes.world_size) if photos is None else photos,
             reader=config.reader,
             device=self.device,
             batch_size=config.batch,
@@ -344,30 +342,19 @@ class Trainer:
             TrainingError: a term or gradient that is not finite (the state before that step is saved), too many
                 photographs that cannot be read, or another process that is gone.
         """
-        c, main, processes = self.config, self.processes.main, self.processes
-        try:
+        c, main = self.config, self.processes.main
+        with self._lost_processes_named(run):
             self.connect()
             loader = self.loader(self.steps)
             with ExitStack() as stack:
-                watch = Stopwatch(self.device, nvtx, record=bool(profile))
-                for log in self.logs:
-                    stack.push(lambda kind, *_, log=log: log.close(kind is None))
-                bar = stack.enter_context(self.progress())
-                recording = Recording(run.path / "profile", profile if main else 0, self.device)
-                stack.enter_context(recording)
+                watch, bar, recording = self._open(stack, run, nvtx, profile)
                 if main and c.check_every and not self.history.checks:
                     self.judge(bar)
                 while self.step < self.steps:
-                    watch.start()
-                    watch.begin("data")
-                    crops, notes, error = self.read(loader, stop)
-                    error = error or self.collapse
-                    ending, error, notes = processes.share(stop(), error, notes)
-                    if error:
-                        self._report(run, watch, bar)
-                        raise TrainingError(f"step {self.step}: {error}; last good checkpoint: {last_checkpoint(run)}")
-                    if ending:
+                    read = self._next(loader, stop, run, watch, bar)
+                    if read is None:
                         break
+                    crops, notes = read
                     self.advance(crops, watch)
                     if main:
                         run.note_photos(notes)
@@ -380,26 +367,58 @@ class Trainer:
                     if judging and main:
                         self.judge(bar)
                     if saving and main:
-                        for log in self.logs:
-                            log.sync()  # a checkpoint never runs ahead of the metrics
+                        self._sync()
                         self.save(run)
                 self._report(run, watch, bar)
-                for log in self.logs:
-                    log.sync()
+                self._sync()
             if main:
                 self.save(run)
             if self.collapse:  # after the last step: nobody else waits
-                raise TrainingError(f"step {self.step}: {self.collapse}; last good checkpoint: {last_checkpoint(run)}")
+                raise self._failure(self.collapse, run)
+        return "finished" if self.step == self.steps else "interrupted"
+
+    def _open(self, stack: ExitStack, run: runs.Run, nvtx: bool, profile: int) -> tuple[Stopwatch, tqdm, Recording]:
+        """What goes along with the loop, closed with ``stack``: the logs last, and told whether all went well."""
+        watch = Stopwatch(self.device, nvtx, record=bool(profile))
+        for log in self.logs:
+            stack.push(lambda kind, *_, log=log: log.close(kind is None))
+        bar = stack.enter_context(self.progress())
+        recording = Recording(run.path / "profile", profile if self.processes.main else 0, self.device)
+        return watch, bar, stack.enter_context(recording)
+
+    def _next(
+        self, loader: Iterator, stop: Callable[[], bool], run: runs.Run, watch: Stopwatch, bar: tqdm
+    ) -> tuple[list[Tensor], dict[str, str]] | None:
+        """Crops and notes of the next step, or None where a process is to end; TrainingError where one cannot go on."""
+        watch.start()
+        watch.begin("data")
+        crops, notes, error = self.read(loader, stop)
+        ending, error, notes = self.processes.share(stop(), error or self.collapse, notes)
+        if error:
+            self._report(run, watch, bar)
+            raise self._failure(error, run)
+        return None if ending else (crops, notes)
+
+    def _sync(self) -> None:
+        """A checkpoint never runs ahead of the metrics."""
+        for log in self.logs:
+            log.sync()
+
+    def _failure(self, reason: str, run: runs.Run) -> TrainingError:
+        return TrainingError(f"step {self.step}: {reason}; last good checkpoint: {last_checkpoint(run)}")
+
+    @contextmanager
+    def _lost_processes_named(self, run: runs.Run) -> Iterator[None]:
+        """What torch raises where another process is gone becomes a TrainingError."""
+        try:
+            yield
         except TrainingError:  # names of photographs in it may look like words of the network
             raise
         except RuntimeError as error:
-            if not processes.lost(error):
+            if not self.processes.lost(error):
                 raise
-            raise TrainingError(
-                f"step {self.step}: another process ended or did not answer within {processes.timeout:g} s "
-                f"({str(error).splitlines()[0]}); last good checkpoint: {last_checkpoint(run)}"
-            ) from error
-        return "finished" if self.step == self.steps else "interrupted"
+            within = f"did not answer within {self.processes.timeout:g} s ({str(error).splitlines()[0]})"
+            raise self._failure(f"another process ended or {within}", run) from error
 
     def _report(self, run: runs.Run, watch: Stopwatch, bar: tqdm) -> None:
         """Records of the last steps to all logs; TrainingError, after a checkpoint, where one was not finite."""
@@ -447,58 +466,6 @@ def last_checkpoint(run: runs.Run) -> str:
         return str(run.latest() or "none yet")
     except (runs.RunError, OSError) as error:
         return str(error)
-
-
-# ---- choices, each checked before any work ---------------------------------------------------------------------------
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The data type of encoder and projector."""
-    if name == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        name = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return getattr(torch, name)
-
-
-def check_crop(config: Config) -> None:
-    """ValueError where a distortion needs larger images than ``crop``."""
-    small = [n for n in config.distortions or DISTORTIONS if DISTORTIONS[n].min_size > config.crop]
-    if small:
-        need = max(DISTORTIONS[n].min_size for n in small)
-        raise ValueError(f"crop must be at least {need} pixels for {', '.join(small)}, got {config.crop}")
-
-
-def open_photos(config: Config, world_size: int = 1) -> Photos:
-    """'embedded', a folder, a list file or shards -> source; ValueError for anything else, and for one without
-    photographs."""
-    refs = config.refs
-    if refs == configuration.EMBEDDED:
-        return EmbeddedPhotos(split="train")
-    exists = remote.exists if remote.is_url(refs) else os.path.exists
-    if not refs or not (names_shards(refs) or exists(refs)):
-        fault = f"{refs!r}, which does not exist" if refs else "nothing: name the photographs with --refs"
-        raise ValueError(f"refs must be a folder, a list file, shards or 'embedded', got {fault}")
-    if refs == "-" and world_size > 1:
-        raise ValueError(f"refs must be something that each of {world_size} processes can open, got the standard input")
-    return opening.open_photos(refs, max_seconds=config.max_seconds, truncated=config.truncated)
-
-
-def make_optimizer(config: Config, model: Learner, graphed: bool = False) -> torch.optim.Optimizer:
-    """sgd or adamw over all parameters, in the fused form: one kernel for all, which can be told on the device to leave
-    out a step (``found_inf``) and, ``graphed``, can run inside a CUDA graph. A group's rate is its ``scale`` times that of
-    the step."""
-    options = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
-    rest = [p for part in (model.projector, model.loss) for p in part.parameters()]
-    groups = [
-        {"params": list(model.encoder.parameters()), "scale": config.encoder_lr},
-        {"params": rest, "scale": 1.0},
-    ]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, capturable=graphed, **options)
-    optimizer = torch.optim.SGD(groups, momentum=config.momentum, **options)
-    if config.momentum:  # torch leaves it uninitialised where the first step is left out
-        for p in (p for p in model.parameters() if p.requires_grad):
-            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return optimizer
 
 
 def _by_type(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
