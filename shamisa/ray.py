@@ -409,7 +409,8 @@ def command(given: argparse.Namespace) -> int:
     count = len(parts.failed) + len(closed)
     cut_off = sum(map(is_truncated, parts.failed))
     words = [f"{parts.out}: {fresh - len(parts.failed)} of {len(paths)} photographs scored{earlier}"]
-    words.append(f"{count} could not be read, see the column error")
+    # earlier parts are not opened to count theirs: there may be a hundred thousand of them, in object storage
+    words.append(f"{count} could not be read{' this time' if earlier else ''}, see the column error")
     words += [f"{count_of(cut_off, 'truncated JPEG')} among them (--truncated read)"] if cut_off else []
     print("; ".join(words))
     return count

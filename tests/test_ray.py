@@ -110,6 +110,7 @@ def test_parts_and_resume(folder, regressor, wanted, tmp_path, monkeypatch, caps
     monkeypatch.setattr(on_ray.Parts, "add", lambda self, part, row: (seen.append(part), real(self, part, row))[1])
     assert score.main([*words, "--resume"]) == 1
     assert seen == [1] * 25 and {p.name: p.read_bytes() for p in out.glob("part-*")} == before
+    assert "in parts from before; 2 could not be read this time" in capsys.readouterr().out
     assert score.main([*words, "--resume"]) == 0 and len(seen) == 25
 
 
