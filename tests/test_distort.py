@@ -424,7 +424,7 @@ FRONT_ERRORS = [
     ({"severity": torch.zeros(3)}, ValueError, r"severity must be a number or \[N\] = \[2\], got \[3\]"),
     ({"severity": None, "value": 17.0}, ValueError, r"value must lie in \[0, 16\]"),
     ({"name": "color_block"}, ValueError, "images for color_block must be at least 32 x 32 pixels, got 8 x 9"),
-    ({"backend": "cuda"}, ValueError, "backend must be 'auto', 'native' or 'reference', got 'cuda'"),
+    ({"backend": "cuda"}, ValueError, "backend must be one of auto, native, reference, got 'cuda'"),
 ]
 
 
