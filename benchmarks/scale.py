@@ -40,7 +40,7 @@ from shamisa import DISTORTIONS, distort
 from shamisa.data.embedded import EmbeddedPhotos
 from shamisa.files import write_json
 from shamisa.measuring.machine import machine
-from shamisa.score import COLUMNS, read_rows
+from shamisa.scoring.tables import COLUMNS, read_rows
 
 from .serving import bomb
 from .watched import Watched
@@ -172,8 +172,8 @@ def rows_of(out: Path) -> list[tuple]:
 
 def figures(done: Watched, out: Path, status: int) -> dict:
     """What one command took."""
-    count = len(rows_of(out))
     wall = time.monotonic() - done.begun
+    count = len(rows_of(out))
     most = sorted(done.peak.items(), key=lambda item: -item[1]["pss"])[:8]
     return {
         "status": status,
@@ -237,14 +237,14 @@ def kills(folder: Path, part: int, seed: int) -> dict:
     total = -(-len(rows_of(plain_of(folder))) // part)
     words = ["--ray", "--out", out, "--part", part]
     done = score(folder, photos, *words)
-    _until(done, out, rng.randrange(1, total // 8))
+    _until(done, out, rng.randrange(1, max(2, total // 8)))
     workers = done.alive("ray::MapWorker") + done.alive("ray::MapBatches")
     for pid in workers[:1]:
         os.kill(pid, signal.SIGKILL)
     events = [{"killed": "worker", "parts there": _count(out)}] if workers else []
     kept: dict[str, tuple] = {}
     for _ in range(3):
-        _until(done, out, min(total - 1, _count(out) + rng.randrange(1, total // 4)))
+        _until(done, out, min(total - 1, _count(out) + rng.randrange(1, max(2, total // 4))))
         time.sleep(rng.uniform(0, 3))
         done.kill()
         time.sleep(1)

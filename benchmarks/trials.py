@@ -25,7 +25,9 @@ from shamisa.scoring.inputs import open_encoder
 from shamisa.scoring.metrics import plcc, srcc
 from shamisa.scoring.runtimes import RUNTIMES
 
-START = "imagenet:timm/tf_efficientnet_lite0"
+from . import quality_table
+
+START = f"imagenet:{quality_table.START}"
 FOLDS, SHUFFLES = 5, 3
 ALPHAS = np.logspace(-3, 2.5, 23)  # strengths
 
