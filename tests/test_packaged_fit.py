@@ -13,9 +13,12 @@ from torch.testing import assert_close
 import shamisa
 from shamisa.data.embedded import dead_leaves
 from shamisa.data.photos import PhotoFolder
+from shamisa.networks.encoders import normalization
 from shamisa.networks.models import EFFICIENTNET, Encoder
 from shamisa.packaged import CARD, __main__, fit, load_packaged, read_model
+from shamisa.packaged.mirrored import Mirrored
 from shamisa.packaged.ordered import HELD_OUT, LEVELS, Ordered, for_fitting, held_out, make_ordered
+from shamisa.scoring.features import hash_encoder
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -24,7 +27,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_without_pairs_it_is_ridge_regression():
     X, y = normal(40, 60), normal(40, seed=1)
-    coef, intercept = fit.solve(X, y, X[:0], y[:0], 0.0, np.array([0.3, 5.0]))
+    coef, intercept = fit.solve(X, y, [], np.array([0.3, 5.0]))
     for i, alpha in enumerate((0.3, 5.0)):
         known = Ridge(alpha=alpha).fit(X.numpy(), y.numpy())
         assert_close(coef[i], torch.from_numpy(known.coef_))
@@ -34,10 +37,12 @@ def test_without_pairs_it_is_ridge_regression():
 def test_pairs_minimise_what_is_said():
     """The gradient of the stated objective is zero at the solution."""
     X, y, D, gap = normal(30, 12), normal(30, seed=1), normal(20, 12, seed=2), normal(20, seed=3).abs()
-    weight, alpha = 0.7, 2.0
-    coef, intercept = fit.solve(X, y, D, gap, weight, np.array([alpha]))
+    flipped = X + 0.1 * normal(30, 12, seed=4)
+    alpha = 2.0
+    coef, intercept = fit.solve(X, y, [fit.Gaps(D, gap, 0.7), *fit.mirrors(X, flipped)], np.array([alpha]))
     w, b = coef[0].clone().requires_grad_(), intercept[0].clone().requires_grad_()
-    cost = (y - X @ w - b).square().sum() + weight * 30 / 20 * (gap - D @ w).square().sum() + alpha * w.square().sum()
+    cost = (y - X @ w - b).square().sum() + alpha * w.square().sum()
+    cost = cost + 0.7 * 30 / 20 * (gap - D @ w).square().sum() + fit.MIRROR * ((X - flipped) @ w).square().sum()
     cost.backward()
     assert_close(w.grad, torch.zeros_like(w), rtol=0, atol=1e-8)
     assert_close(b.grad, torch.zeros_like(b), rtol=0, atol=1e-8)
@@ -59,6 +64,27 @@ def test_pairs_are_taken_while_they_cost_nothing_and_turn_what_labels_do_not_say
     against = Ordered((against.difference * y.sign()[:, None].float()), against.steps, against.kind)
     refused = fit.fit(X, y, against)
     assert refused.weight == 0 and refused.srcc == alone.srcc
+
+
+def test_mirror_images_score_alike_without_a_loss():
+    X = normal(200, 10)
+    y = X[:, :2].sum(1) * 0.1 + 0.02 * normal(200, seed=1)
+    X = torch.cat([X, X[:, 1:2]], 1)  # the second feature twice; the copy changes in the mirror
+    flipped = X.clone()
+    flipped[:, 10] += normal(200, seed=2)
+    found, alone = fit.fit(X, y, flipped=flipped), fit.fit(X, y)
+    assert found.mirror == fit.MIRROR and alone.mirror == 0
+    spread = [float(((flipped - X) @ f.coef).std()) for f in (found, alone)]
+    assert spread[0] < 0.2 * spread[1] and found.srcc > alone.srcc - 0.002
+
+
+def test_a_mirrored_encoder_sees_mirror_images():
+    encoder = Encoder("shamisa/small").eval()
+    encoder.set_normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    flipped = Mirrored(encoder)
+    x = normal(2, 3, 40, 40).float()
+    assert torch.equal(flipped(x), encoder(x.flip(3))) and not torch.equal(flipped(x), encoder(x))
+    assert normalization(flipped) == normalization(encoder) and hash_encoder(flipped) != hash_encoder(encoder)
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,11 @@ from ..scoring.features import Extractor, extract, hash_encoder
 from ..scoring.inputs import open_encoder
 from ..scoring.metrics import summary
 from ..scoring.ridge import Regressor
+from ..scoring.runtimes import RUNTIMES
 from . import CARD, ENCODER, FOLDER, MODEL, REGRESSOR, load_packaged, read_model
 from .card import write_card
 from .fit import FOLDS, SHUFFLES, Fit, fit
+from .mirrored import Mirrored
 from .ordered import for_fitting, make_ordered
 
 LIMIT = 1e-3  # by which float16 may move a score
@@ -97,16 +99,22 @@ def make(given: argparse.Namespace, out: Path) -> None:
     if getattr(encoder, "name", None) not in NAMES:
         raise ValueError(f"checkpoint must hold the encoder {' or '.join(NAMES)}, got {getattr(encoder, 'name', '?')}")
     options = {"crop": given.crop, "view": given.view, "workers": given.workers}
-    features = extract(Extractor(encoder, cache=given.cache, **options), paths, label="features")
+    many = {"cache": given.cache, "runtime": given.runtime, **options}
+    features = extract(Extractor(encoder, **many), paths, label="features")
     labels = labels.take(features.kept)
+    paths = [paths[i] for i in features.kept]
+    flipped = extract(Extractor(Mirrored(encoder), **many), paths, label="mirror images")
+    if flipped.failed:
+        raise RuntimeError(f"photographs must stay as they are meanwhile: {next(iter(flipped.failed.values()))}")
     pairs = None
     if given.ordered:
         source = PhotoFolder(given.ordered)
         pairs = make_ordered(encoder, source, for_fitting(source, given.ordered_photographs), given.crop)
-    found = fit(features.values.double().mean(1), torch.from_numpy(labels.quality()), pairs)
+    means = [f.values.double().mean(1) for f in (features, flipped)]
+    found = fit(means[0], torch.from_numpy(labels.quality()), pairs, means[1])
 
     half, moved = True, 0.0
-    few = [paths[features.kept[i * len(features.kept) // CHECKED]] for i in range(CHECKED)]
+    few = [paths[i * len(paths) // CHECKED] for i in range(CHECKED)]
     before = extract(Extractor(rounded(encoder, False), **options), few, label="as trained").values
     after = extract(Extractor(rounded(encoder, True), **options), few, label="in float16").values
     coef = found.coef
@@ -152,6 +160,7 @@ def write_model(
             "shuffles": SHUFFLES,
             "strength": found.alpha,
             "weight_of_pairs": found.weight,
+            "weight_of_mirror_images": found.mirror,
             "pairs_in_order": found.agreeing,
             "srcc": found.srcc,
             "plcc": found.plcc,
@@ -179,6 +188,7 @@ def judge(given: argparse.Namespace, out: Path) -> dict:
     paths = find_files(labels, given.root or Path(given.labels).parent)
     encoder, regressor = load_packaged(out)
     options = {"crop": regressor.about["crop"], "view": regressor.view, "workers": given.workers}
+    options |= {"runtime": given.runtime}
     found = extract(Extractor(encoder, cache=given.cache, **options), paths, label="test")
     labels = labels.take(found.kept)
     numbers = summary(regressor.predict(found.values).numpy(), labels.score)
@@ -223,6 +233,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--crop", type=int, default=224, help="side of the crops, in pixels [%(default)s]")
     add("--cache", metavar="DIR", help="cache features here [none]")
     add("--workers", type=int, default=2, help="decoding threads [%(default)s]")
+    add("--runtime", choices=RUNTIMES, default="torch", help="what runs the encoder, as of the scorer [%(default)s]")
     add("--out", metavar="DIR", help="folder to write [this package's]")
     add("--test", action="store_true", help="judge the packaged model on the rows whose split is test")
     add("--sanity", metavar="JSON", help="put the figures of benchmarks/sanity.py into the card")

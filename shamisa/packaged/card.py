@@ -18,6 +18,8 @@ def write_card(about: dict) -> str:
         parts.append("The test part has not been looked at with this model.\n")
     if fit["pairs_in_order"] is not None:
         parts.append(PAIRS.format(**fit))
+    if fit.get("weight_of_mirror_images"):
+        parts.append(MIRRORS.format(**fit))
     parts.append(sanity(about["sanity"]) if about["sanity"] else "")
     return "\n".join(p for p in (*parts, TAIL.format(**about)) if p)
 
@@ -56,6 +58,10 @@ not reliably ranked.
 
 PAIRS = """Beside human scores it was fitted on pairs of which one is a photograph and the other the same photograph distorted more
 (weight {weight_of_pairs:g}, the largest that costs at most .003 SRCC): {pairs_in_order:.1%} of them are in order.
+"""
+
+MIRRORS = """The mirror images of the photographs with human scores were fitted on too: each shall score as the photograph itself
+(weight {weight_of_mirror_images:g}).
 """
 
 SANITY = """## Does the score fall as the distortion grows?
