@@ -32,7 +32,7 @@ def main() -> None:
     given = parser.parse_args()
     from pyspark.sql import SparkSession
 
-    spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+    spark = SparkSession.builder.getOrCreate()  # the master is what spark-submit says, else this machine
     paths, _ = score.gather(given.photos)
     frame = spark.createDataFrame([(path,) for path in paths], "path string").repartition(4)
     rows = frame.mapInPandas(

@@ -1,6 +1,12 @@
 """What several tests look at."""
 
+import os
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -35,3 +41,44 @@ def photos(tmp_path_factory) -> Path:
 def small(photo: Tensor) -> Tensor:
     """[2, 3, 50, 61] float32, two parts of the photograph."""
     return torch.stack([photo[0, :, 5:55, 20:81], photo[0, :, 70:120, 60:121]]).float() / 255
+
+
+@pytest.fixture
+def server():
+    """An S3 server on loopback with an empty bucket, and the environment that leads to it."""
+    if missing := [name for name in ("fsspec", "s3fs", "moto", "flask") if find_spec(name) is None]:
+        pytest.skip(f"needs s3fs and moto[server], lacks {', '.join(missing)}")
+    import fsspec
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    given = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "something",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(given["AWS_ENDPOINT_URL"], timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        system = fsspec.filesystem("s3", skip_instance_cache=True)
+        system.mkdir("bucket")
+        yield system
+    finally:
+        process.kill()
+        process.wait()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        fsspec.get_filesystem_class("s3").clear_instance_cache()

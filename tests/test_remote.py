@@ -1,15 +1,9 @@
 """Files by URL: the same rows, labels, crops and errors as from the disk; what fails for a moment is tried again."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 import zipfile
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -59,46 +53,6 @@ def memory():
     system.pseudo_dirs[:] = [""]
     yield system
     system.store.clear()
-
-
-@pytest.fixture
-def server():
-    """An S3 server on loopback, with the environment that leads to it."""
-    if find_spec("moto") is None or find_spec("s3fs") is None or find_spec("flask") is None:
-        pytest.skip("needs s3fs and moto[server]")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    given = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": "something",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(given["AWS_ENDPOINT_URL"], timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        system = fsspec.filesystem("s3", skip_instance_cache=True)
-        system.mkdir("bucket")
-        yield system
-    finally:
-        process.kill()
-        process.wait()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        if find_spec("s3fs") is not None:
-            fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def put(folder, url):
