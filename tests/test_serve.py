@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from fitted import SMALL, fitted
 from PIL import Image
@@ -248,6 +249,25 @@ def test_limits_must_make_sense(scorer, options, message):
         Service(scorer, **options)
 
 
+def test_packaged_model(tmp_path):
+    """A photograph as a camera writes it gets the score that the command prints for it."""
+    file = io.BytesIO()
+    Image.fromarray(skimage.data.astronaut()).save(file, "JPEG", quality=92)
+    (tmp_path / "photo.jpg").write_bytes(file.getvalue())
+    words = [str(tmp_path / "photo.jpg"), "--out", str(tmp_path / "s.csv"), "--device", "cpu", "--quiet"]
+    assert score.main(words) == 0
+    ((_, quality, raw, _),) = score.read_rows(tmp_path / "s.csv")
+    with Running(Service(score.load_scorer(device="cpu"))) as running:
+        status, answer, _ = running.ask(body=file.getvalue())
+    assert status == 200 and (answer["width"], answer["height"]) == (512, 512)
+    assert_close([answer["score"], answer["raw"]], [quality, raw], atol=1e-6, rtol=0)
+    crops = answer["crops"]
+    assert [c["full"] for c in crops[::3]] == [[0, 0, 224, 224], [288, 288, 224, 224]]
+    assert [c["half"] for c in crops[::3]] == [[0, 0, 448, 448], [64, 64, 448, 448]]
+    assert len({c["score"] for c in crops}) == 5
+    assert_close(sum(c["raw"] for c in crops) / 5, answer["raw"], rtol=1e-9, atol=0)
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 def test_command_bad_input(tmp_path, capsys, monkeypatch):
     regressor = fitted(tmp_path)
@@ -280,18 +300,20 @@ def test_command_serves_until_it_is_told_to_stop(tmp_path):
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
+NAME = f"photo <b>{'_' * 200}.jpg"  # text, not markup, and broken over lines
 DRIVER = """<script>
 (async () => {
   const data = await (await fetch("/photo")).blob(), files = new DataTransfer();
-  files.items.add(new File([data], "photo <b>.jpg", { type: data.type }));
+  files.items.add(new File([data], "NAME", { type: data.type }));
   dispatchEvent(new DragEvent("drop", { dataTransfer: files }));
   while (get("result").hidden && !get("error").textContent) await new Promise(done => setTimeout(done, 20));
   const d = document.documentElement;
   document.body.dataset.found = JSON.stringify({ wide: d.scrollWidth - d.clientWidth, score: get("score").textContent,
     error: get("error").textContent, status: get("status").textContent, rows: [...get("crops").rows].map(r => r.innerText),
-    boxes: [...get("frame").querySelectorAll("div")].map(b => b.className + " " + b.style.left) });
+    boxes: [...get("frame").querySelectorAll("div")].map(b => b.className + " " + b.style.left),
+    chosen: [...get("file").files].map(f => f.name) });
 })();
-</script>"""
+</script>""".replace("NAME", NAME)
 
 
 def browse(scorer, data, tmp_path, *extra):
@@ -341,11 +363,12 @@ def test_page_shows_score_crops_and_the_lowest(scorer, tmp_path, width):
         ["half", "low"],
         ["full", "low"],
     ]
-    assert found["status"] == "photo <b>.jpg"  # text, not markup
+    assert found["status"] == NAME and found["chosen"] == [NAME]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
 def test_page_shows_the_reason_of_a_refusal(scorer, tmp_path):
-    found = browse(scorer, b"no photograph", tmp_path, "--dump-dom")
-    assert found["error"] == "photo <b>.jpg: is not an image that Pillow can read" and found["rows"] == []
+    found = browse(scorer, b"no photograph", tmp_path, "--dump-dom", "--window-size=500,1000")
+    assert found["error"] == f"{NAME}: is not an image that Pillow can read" and found["rows"] == []
+    assert found["wide"] <= 0
