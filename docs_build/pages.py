@@ -105,22 +105,24 @@ def _shown(value: object) -> str:
 
 
 def config_fields() -> str:
-    titles, rows, parts = configuration.SECTIONS, [], []
-    for f in dataclasses.fields(Config):
-        if f.name in titles:
-            if rows:
-                parts.append(table(("field", "published", "allowed", "on resume", "meaning"), rows))
-            rows = []
-            parts.append(f"## {titles[f.name][0].upper()}{titles[f.name][1:]}")
-        m = f.metadata
-        allowed = type(f.default).__name__
-        if m.get("choices") or m.get("known"):
-            allowed = ", ".join(f"`{c}`" for c in m.get("choices") or m.get("known"))
-        elif m.get("low") is not None or m.get("high") is not None:
-            low, high = ("" if v is None else f"{v:g}" for v in (m.get("low"), m.get("high")))
-            allowed += f" {low}..{high}" if high else f" from {low}"
-        rows.append((f"`{f.name}`", _shown(f.default), allowed, "may change" if m.get("live") else "", cell(m["help"])))
-    return "\n\n".join([*parts, table(("field", "published", "allowed", "on resume", "meaning"), rows)])
+    parts = []
+    for title, fields in configuration.sections().items():
+        rows = [_config_row(f) for f in fields]
+        heading = f"## {title[0].upper()}{title[1:]}"
+        parts += [heading, table(("field", "published", "allowed", "on resume", "meaning"), rows)]
+    return "\n\n".join(parts)
+
+
+def _config_row(f: dataclasses.Field) -> tuple[str, ...]:
+    m, allowed = f.metadata, type(f.default).__name__
+    if m["choices"] or m["known"]:
+        allowed = ", ".join(f"`{c}`" for c in m["choices"] or m["known"])
+    elif m["above"] is not None:
+        allowed += f" above {m['above']:g}"
+    elif m["low"] is not None or m["high"] is not None:
+        low, high = ("" if v is None else f"{v:g}" for v in (m["low"], m["high"]))
+        allowed += f" {low}..{high}" if high else f" from {low}"
+    return f"`{f.name}`", _shown(f.default), allowed, "may change" if m["live"] else "", cell(m["help"])
 
 
 def presets() -> str:

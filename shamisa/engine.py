@@ -7,13 +7,16 @@ step, position in the batch), so it never has to be stored, and a saved one rege
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import checks, ops, ranges
 from .distortions import DISTORTIONS, GROUPS, NAMES, severity_at, value_at
+from .options import Options, setting, takes
 from .plan import Plan
 from .randomness import derive_key, words
 from .reference.distort import SOURCE_TYPES, check_size, check_sizes
@@ -161,67 +164,61 @@ def _per_image(name: str, given: float | Sequence[float] | Tensor, n: int, low: 
     return t
 
 
+@dataclass(frozen=True)
+class EngineOptions(Options):
+    """Everything that can be chosen about the chains that are drawn; the defaults are the published choices.
+
+    What each option means is its ``help``: ``print(shamisa.options.describe(EngineOptions))``. Random distortions get a new
+    realisation per level from the varying stage on; with rounding "minimal" only what is an integer by nature is rounded
+    (jpeg quality, numbers of patches, blocks and buckets).
+    """
+
+    compositions: int = setting(4, "C, chains of distortions drawn per sample", low=1, high=256)
+    levels: int = setting(5, "L, severity levels of the stage that varies in each chain", low=1, high=192)
+    max_distortions: int = setting(7, "largest number of distortions in a chain", low=1, high=7)
+    severity: str = setting("gaussian", "how severities in 0..4 are drawn", choices=("gaussian", "uniform"))
+    continuous: bool = setting(True, "draw severities from the whole range 0..4 instead of the five discrete levels")
+    order: str = setting("random", "order of the distortions in a chain", choices=("random", "fixed"))
+    noise: str = setting(
+        "per_level",
+        "random distortions: a new realisation per level, or one shared by all levels",
+        choices=("per_level", "shared"),
+    )
+    rounding: str = setting(
+        "published",
+        "which distortion parameters are rounded to integers: as published, or only where the distortion needs it",
+        choices=("published", "minimal"),
+    )
+    distortions: tuple[str, ...] = setting((), "distortions to draw from, separated by commas", known=NAMES)
+
+
+@takes(EngineOptions)
 class DistortionEngine:
     """Draws compositions of distortions and applies them.
 
     Args:
-        compositions: C, chains drawn per sample.
-        levels: L, severities of the varying stage per chain.
-        max_distortions: D, the longest chain, 1..7 (at most one distortion of a group).
-        severity: "gaussian" (clip(abs(N(0, 2.5)), 0, 4), published) or "uniform" on [0, 4].
-        continuous: False rounds severities to the five levels.
-        order: "random" (published) or "fixed", the order of the table of groups.
-        noise: "per_level" (published) gives every level its own realisation from the varying stage on, "shared" one to all.
-        rounding: "published" rounds the parameters that the published engine rounds; "minimal" only those that are
-            integers by nature (jpeg quality, numbers of patches, blocks and buckets).
-        distortions: names to draw from, default all.
+        options: compositions C, levels L, the longest chain D and the rest, see ``EngineOptions``. A chain has at most one
+            distortion of a group. Wrong values raise ValueError.
+        distortions: names to draw from; None: all.
         reuse_prefix: compute the stages before the varying one once for all levels; changes nothing but the time.
     """
 
-    def __init__(
-        self,
-        compositions: int = 4,
-        levels: int = 5,
-        max_distortions: int = 7,
-        severity: str = "gaussian",
-        continuous: bool = True,
-        order: str = "random",
-        noise: str = "per_level",
-        rounding: str = "published",
-        distortions: Iterable[str] | None = None,
-        reuse_prefix: bool = True,
-    ) -> None:
-        for name, given, high in (("compositions", compositions, 256), ("levels", levels, 192)):
-            checks.integer(name, given, 1, high)
-        for name, given, known in (
-            ("severity", severity, ("gaussian", "uniform")),
-            ("order", order, ("random", "fixed")),
-            ("noise", noise, ("per_level", "shared")),
-            ("rounding", rounding, ("published", "minimal")),
-        ):
-            checks.choice(name, given, known)
-        names = list(NAMES if distortions is None else distortions)
-        unknown = [n for n in names if n not in DISTORTIONS]
-        if unknown or not names:
-            raise ValueError(
-                f"distortions must name rows of shamisa.DISTORTIONS {list(NAMES)}, got {unknown or 'none'}"
-            )
-        self.groups = [[DISTORTIONS[n].opcode for n in row if n in names] for row in GROUPS.values()]
+    def __init__(self, *, distortions: Iterable[str] | None = None, reuse_prefix: bool = True, **options: Any) -> None:
+        self.options = o = EngineOptions(distortions=NAMES if distortions is None else distortions, **options)
+        if not o.distortions:
+            raise ValueError(f"distortions must name some of {', '.join(NAMES)}, got none")
+        self.groups = [[DISTORTIONS[n].opcode for n in row if n in o.distortions] for row in GROUPS.values()]
         self.groups = [g for g in self.groups if g]
-        checks.integer("max_distortions", max_distortions, 1, len(GROUPS))
-        self.compositions, self.levels = compositions, levels
-        self.max_distortions = min(max_distortions, len(self.groups))
-        self.severity, self.continuous, self.order = severity, continuous, order
-        self.noise, self.rounding, self.reuse_prefix = noise, rounding, reuse_prefix
+        self.compositions, self.levels = o.compositions, o.levels
+        self.max_distortions = min(o.max_distortions, len(self.groups))
+        self.reuse_prefix = reuse_prefix
 
     def __repr__(self) -> str:
         names = [NAMES[code] for group in self.groups for code in group]
-        return (
-            f"DistortionEngine(compositions={self.compositions}, levels={self.levels}, "
-            f"max_distortions={self.max_distortions}, severity={self.severity!r}, continuous={self.continuous}, "
-            f"order={self.order!r}, noise={self.noise!r}, rounding={self.rounding!r}, "
-            f"distortions={'all' if len(names) == len(NAMES) else names}, reuse_prefix={self.reuse_prefix})"
-        )
+        shown = vars(self.options) | {"max_distortions": self.max_distortions, "reuse_prefix": self.reuse_prefix}
+        shown["distortions"] = "all" if len(names) == len(NAMES) else names
+        words = (f"{k}={v}" if k == "distortions" else f"{k}={v!r}" for k, v in shown.items())
+        return f"DistortionEngine({', '.join(words)})"
 
     def sample(self, batch_size: int, seed: int = 0, step: int = 0, first_sample: int = 0) -> Plan:
         """Draw the plan of one step: a pure function of its arguments, on the CPU.
@@ -263,7 +260,7 @@ class DistortionEngine:
         severity = torch.where(varies, drawn.unsqueeze(3), fixed.unsqueeze(2))  # [B, C, L, D]
         code = opcode.clamp(min=0).unsqueeze(2).expand(B, C, L, D)
         value = value_at(severity, code)
-        flags = [r.discrete if self.rounding == "minimal" else r.integer for r in DISTORTIONS.values()]
+        flags = [r.discrete if self.options.rounding == "minimal" else r.integer for r in DISTORTIONS.values()]
         rounds = torch.tensor(flags)[code]
         value = torch.where(rounds, value.round(), value)
         severity = torch.where(rounds, severity_at(value, code), severity)
@@ -271,7 +268,7 @@ class DistortionEngine:
         # one realisation for the levels before the varying stage; from there on one per level, or still one ("shared")
         shared = derive_key(key, *at(4, stage), domain=DOMAIN_PLAN).unsqueeze(2).expand(B, C, L, D)
         per_level = derive_key(key, *at(5, (level.unsqueeze(1) * 8 + stage).flatten()), domain=DOMAIN_PLAN)
-        one = (stage < varying.unsqueeze(2)).unsqueeze(2) | (self.noise == "shared")
+        one = (stage < varying.unsqueeze(2)).unsqueeze(2) | (self.options.noise == "shared")
         keys = torch.where(one, shared, per_level.view(B, C, L, D))
         return Plan(
             opcode=opcode,
@@ -295,7 +292,7 @@ class DistortionEngine:
         group = torch.stack(chosen, 2)
         active = torch.arange(D) < length.unsqueeze(2)
         w1 = w[1]
-        if self.order == "fixed":  # sort the drawn groups; the padding stays behind
+        if self.options.order == "fixed":  # sort the drawn groups; the padding stays behind
             by = torch.where(active, group, len(self.groups)).argsort(dim=2, stable=True)
             group, w1 = group.gather(2, by), w1.gather(2, by)
         sizes = torch.tensor([len(g) for g in self.groups])
@@ -305,11 +302,11 @@ class DistortionEngine:
 
     def _severities(self, w: tuple[Tensor, ...]) -> Tensor:
         """Words -> severities in [0, 4], float64."""
-        if self.severity == "uniform":
+        if self.options.severity == "uniform":
             s = 4 * uniform(w[0], torch.float64)
         else:
             s = (SEVERITY_SIGMA * normal_pair(w[0], w[1], torch.float64)[0]).abs().clamp(max=4)
-        return s if self.continuous else s.round()
+        return s if self.options.continuous else s.round()
 
     def __call__(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import checks
 from . import functional as SF
 from .functional import RelationGraph
+from .options import Options, setting, takes
 from .reference.ranges import can_look, check_severity
 
 COEFFICIENTS = {  # scale of each graph in the merged one; the order is that of the aggregator's input and output
@@ -28,88 +29,82 @@ REGULARIZER_NODES = 126  # N of one sample with the published sizes: regularizer
 
 
 @dataclass(frozen=True)
-class RelationOptions:
+class RelationOptions(Options):
     """Everything that can be chosen about the objective; the defaults are the published choices.
 
-    Attributes:
-        graphs: which graphs take part; the weights of the others are shared out among them.
-        anchors: K, anchors of the transport graph.
-        neighbors: nearest neighbours of each node (fewer when N is smaller).
-        structural: views that belong together: parity, same_scale, same_reference.
-        decay: weight of a severity gap g: exp(-3 g / 4), or reciprocal: 1 / (1 + g / 4).
-        dist_dist_edges: ordered pairs of distorted images kept, per batch or per sample as `dist_dist_cap` says; ties for
-            the last places go to the smaller nodes, see ``functional.dist_dist_graph``.
-        dist_dist_cap: "batch" or "sample"; "sample" keeps severity information when B > 2.
-        transport_edges: scores kept per node.
-        transport_select: the largest of the whole matrix, or of each row.
-        transport_diagonal: whether i = i may take one of those places (it is never used).
-        alignment: whether the term that trains the anchors is part of the objective.
-        binary: every nonzero entry of every graph becomes 1 (no gradient through the graphs).
-        aggregation: graph weights: random fixed network (published), trained network, or equal.
-        regularizer: a sum over edges, normalized by N / 126, or off.
-        halves: variance and covariance by first and second half of the rows, or by scale.
-        code_temperature: softness of the balanced codes.
-        temperature: softness of the assignments p.
-        rounds: Sinkhorn rounds.
-        check_finite: NaN or infinity in z or h raises ValueError; this waits for the device in every step.
-        gather: one objective over the samples of all ranks of torch.distributed, instead of one per rank.
-        alignment_weight, regularizer_weight, variance_weight, invariance_weight, covariance_weight: factors of the
-            terms.
+    What each option means is its ``help``: ``print(shamisa.options.describe(RelationOptions))``, ``python -m shamisa.train
+    --help``, and the page of the configuration.
     """
 
-    graphs: tuple[str, ...] = GRAPHS
-    anchors: int = 32
-    neighbors: int = 31
-    structural: str = "parity"
-    decay: str = "exponential"
-    dist_dist_edges: int = 4096
-    dist_dist_cap: str = "batch"
-    transport_edges: int = 8
-    transport_select: str = "global"
-    transport_diagonal: bool = True
-    alignment: bool = True
-    binary: bool = False
-    aggregation: str = "detached"
-    regularizer: str = "published"
-    halves: str = "published"
-    code_temperature: float = 0.05
-    temperature: float = 0.1
-    rounds: int = 6
-    check_finite: bool = False
-    gather: bool = False
-    alignment_weight: float = 0.49057801093072007
-    regularizer_weight: float = 0.03419084992354765
-    variance_weight: float = 11.975680785304435
-    invariance_weight: float = 88.36882206311276
-    covariance_weight: float = 57.21249573027589
+    graphs: tuple[str, ...] = setting(GRAPHS, "relation graphs in use, separated by commas", known=GRAPHS)
+    anchors: int = setting(32, "K, number of anchors of the transport graph", low=2, high=65536)
+    neighbors: int = setting(31, "k, nearest neighbours of each image in the kNN graph", low=1, high=65536)
+    structural: str = setting(
+        "parity",
+        "which views the structural graph joins: same parity (published), same scale, or same reference",
+        choices=SF.CLASSES,
+    )
+    decay: str = setting(
+        "exponential",
+        "edge weight for a severity gap g: exp(-3 g / 4) or 1 / (1 + g / 4)",
+        choices=SF.DECAYS,
+    )
+    dist_dist_cap: str = setting(
+        "batch",
+        "whether dist-dist-edges counts per batch, or per sample (better for B > 2)",
+        choices=("batch", "sample"),
+    )
+    transport_select: str = setting(
+        "global",
+        "transport edges kept: the largest of the whole matrix, or of each row",
+        choices=("global", "row"),
+    )
+    transport_diagonal: bool = setting(
+        True,
+        "count the diagonal among the transport edges kept, although it is never used (published)",
+    )
+    dist_dist_edges: int = setting(
+        4096,
+        "edges of the dist-dist graph kept, as dist-dist-cap says. Ties for the last places go to the smaller node i, then j; "
+        "the published code takes them in no stated order (effect on the total: 1e-5)",
+        low=1,
+        high=2**31,
+    )
+    transport_edges: int = setting(8, "transport edges kept per image", low=1, high=65536)
+    alignment: bool = setting(True, "include the alignment term, which trains the anchors")
+    binary: bool = setting(False, "give every edge weight 1 (no gradient through the graphs)")
+    aggregation: str = setting(
+        "detached",
+        "graph weights: from a fixed random network (detached, published), a trained network, or equal",
+        choices=("detached", "trained", "equal"),
+    )
+    regularizer: str = setting(
+        "published",
+        "edge regulariser: a sum over edges (published; the total can become negative), that divided by N / 126, or off",
+        choices=("published", "normalized", "off"),
+    )
+    halves: str = setting(
+        "published",
+        "the two groups of rows for variance and covariance: first and second half (published), or by scale",
+        choices=("published", "scale"),
+    )
+    code_temperature: float = setting(0.05, "temperature of the Sinkhorn codes", above=0)
+    temperature: float = setting(0.1, "softmax temperature of the assignments to anchors", above=0)
+    rounds: int = setting(6, "Sinkhorn iterations of the codes", low=1, high=1000)
+    gather: bool = setting(
+        False,
+        "compute one objective over the samples of all processes, instead of averaging one per process",
+    )
+    alignment_weight: float = setting(0.49057801093072007, "weight of the alignment term", low=0)
+    regularizer_weight: float = setting(0.03419084992354765, "weight of the edge regulariser", low=0)
+    variance_weight: float = setting(11.975680785304435, "weight of the variance term", low=0)
+    invariance_weight: float = setting(88.36882206311276, "weight of the invariance term", low=0)
+    covariance_weight: float = setting(57.21249573027589, "weight of the covariance term", low=0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "graphs", tuple(self.graphs))
-        if not self.graphs or set(self.graphs) - set(GRAPHS) or len(set(self.graphs)) != len(self.graphs):
-            raise ValueError(f"graphs must be a choice of {', '.join(GRAPHS)}, got {self.graphs}")
-        choices = {
-            "structural": SF.CLASSES,
-            "decay": SF.DECAYS,
-            "dist_dist_cap": ("batch", "sample"),
-            "transport_select": ("global", "row"),
-            "aggregation": ("detached", "trained", "equal"),
-            "regularizer": ("published", "normalized", "off"),
-            "halves": ("published", "scale"),
-        }
-        for name, allowed in choices.items():
-            checks.choice(name, getattr(self, name), allowed)
-        for name, least in (
-            ("anchors", 2),
-            ("neighbors", 1),
-            ("rounds", 1),
-            ("dist_dist_edges", 1),
-            ("transport_edges", 1),
-        ):
-            checks.integer(name, getattr(self, name), least)
-        for name in ("code_temperature", "temperature"):
-            checks.number(name, getattr(self, name), above=0)
-        for name in ("alignment", "regularizer", "variance", "invariance", "covariance"):
-            checks.number(f"{name}_weight", getattr(self, f"{name}_weight"))
+        super().__post_init__()
+        if not self.graphs:
+            raise ValueError(f"graphs must name some of {', '.join(GRAPHS)}, got none")
 
 
 def _make_anchors(features: int, count: int, device: str | None = None) -> nn.Linear:
@@ -146,21 +141,25 @@ class RelationOutput:
 TERMS = tuple(f.name for f in fields(RelationOutput) if f.name not in ("mixture", "graph"))
 
 
+@takes(RelationOptions)
 class RelationLoss(nn.Module):
     """Graph-weighted variance-invariance-covariance objective.
 
     Owns the anchors (`anchors`, a weight-normalised linear map without bias) and the aggregator that weighs the graphs
-    (`aggregator`). `options` names every choice, see help(shamisa.relations.RelationOptions); unknown names raise
-    TypeError, unknown values ValueError. Unless aggregation="trained", the aggregator gets no gradient: call
+    (`aggregator`). `options` names every choice, see ``RelationOptions``; unknown names raise TypeError, unknown values
+    ValueError. Unless aggregation="trained", the aggregator gets no gradient: call
     `loss.aggregator.requires_grad_(False)` before DistributedDataParallel. First derivatives only, in reverse mode. Saved
     with state_dict; it can also be copied and pickled.
 
-    feature_dim: F, the length of a row of h; at least 1, else ValueError.
+    Args:
+        feature_dim: F, the length of a row of h; at least 1, else ValueError.
+        check_finite: NaN or infinity in z or h raises ValueError; this waits for the device in every step.
     """
 
-    def __init__(self, feature_dim: int = 2048, **options) -> None:
+    def __init__(self, feature_dim: int = 2048, check_finite: bool = False, **options) -> None:
         super().__init__()
         checks.integer("feature_dim", feature_dim, 1)
+        self.check_finite = checks.flag("check_finite", check_finite)
         self.options = RelationOptions(**options)
         self._compared: set[tuple[int, ...]] = set()  # shapes that every rank has had, for gather
         self.anchors = _make_anchors(feature_dim, self.options.anchors)
@@ -214,7 +213,7 @@ class RelationLoss(nn.Module):
         if not torch.compiler.is_compiling() and not (z_ref.is_cuda and torch.cuda.is_current_stream_capturing()):
             if self.options.gather:
                 self._check_ranks(z_dist, h_dist)
-            if self.options.check_finite:
+            if self.check_finite:
                 self._check_finite(z_ref=z_ref, z_dist=z_dist, h_ref=h_ref, h_dist=h_dist)
         with torch.autocast(z_ref.device.type, enabled=False):
             return self._objective(z_ref, z_dist, h_ref, h_dist, plan)
@@ -383,4 +382,5 @@ class RelationLoss(nn.Module):
                 raise ValueError(f"{name} must be finite, got NaN or infinity in {wrong} of {x.numel()} places")
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{k}={v!r}" for k, v in vars(self.options).items() if v != getattr(RelationOptions, k))
+        shown = self.options.changed() | ({"check_finite": True} if self.check_finite else {})
+        return ", ".join(f"{k}={v!r}" for k, v in shown.items())

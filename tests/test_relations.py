@@ -379,9 +379,9 @@ def test_parameters_on_another_device():
     "call, message",
     [
         (lambda: RelationLoss(8, decay="linear"), "decay must be one of exponential, reciprocal, got 'linear'"),
-        (lambda: RelationLoss(8, graphs=("knn", "other")), "graphs must be a choice of"),
-        (lambda: RelationLoss(8, neighbors=0), "neighbors must be an integer of at least 1, got 0"),
-        (lambda: RelationLoss(8, anchors=2.5), "anchors must be an integer of at least 2, got 2.5"),
+        (lambda: RelationLoss(8, graphs=("knn", "other")), "graphs must name some of .*, got other"),
+        (lambda: RelationLoss(8, neighbors=0), "neighbors must be an integer in 1..65536, got 0"),
+        (lambda: RelationLoss(8, anchors=2.5), "anchors must be an integer in 2..65536, got 2.5"),
         (lambda: RelationLoss(0), "feature_dim must be an integer of at least 1, got 0"),
         (lambda: RelationLoss(8, temperature=0.0), "temperature must be a number above 0, got 0.0"),
     ],

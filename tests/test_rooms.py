@@ -16,7 +16,7 @@ import shamisa
 ROOT = Path(__file__).parents[1] / "shamisa"
 ORDER = (  # a line is a floor: what stands on it may import its own floor's rooms only where they are named before it
     ("_version", "_compiled", "_host"),
-    ("remote", "files", "checks"),
+    ("remote", "files", "checks", "options"),
     ("distortions", "reference", "ops", "randomness", "ranges"),
     ("plan", "engine", "functional", "relations"),
     ("data", "datasets", "networks"),

@@ -1,7 +1,7 @@
 """Configuration of a training run: one frozen dataclass, its presets, and the command line made from it.
 
-Every field states its meaning and unit once, in ``setting(...)``; ``--help`` and the checks come from there. The
-class defaults are the published configuration (arXiv 2603.13669); presets are instances.
+Every field states its meaning and unit once, in ``setting(...)``, those of engine and objective where these are; ``--help``
+and the checks come from there. The class defaults are the published configuration (arXiv 2603.13669); presets are instances.
 """
 
 from __future__ import annotations
@@ -10,43 +10,22 @@ import argparse
 import dataclasses
 import json
 import math
-import typing
 from dataclasses import dataclass
 
 from .. import checks
 from ..data import READERS
 from ..data.decode import MAX_SECONDS, TRUNCATED
-from ..distortions import NAMES
-from ..relations import GRAPHS, RelationOptions
+from ..engine import EngineOptions
+from ..options import setting
+from ..relations import RelationOptions
 from . import presets
 
 EMBEDDED = "embedded"  # the value of refs that means the photographs packaged with scikit-image and scikit-learn
-OBJECTIVE = RelationOptions()  # the published objective
-
-
-def setting(
-    default: object,
-    help: str,
-    *,
-    choices: tuple[str, ...] | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    known: tuple[str, ...] | None = None,
-    live: bool = False,
-) -> typing.Any:
-    """A field: default, meaning with unit, allowed values or range; ``known`` for the words of a tuple.
-
-    ``live`` marks the fields that may change on ``--resume``: they change the results of a step by rounding at most.
-    """
-    return dataclasses.field(
-        default=default,
-        metadata={"help": help, "choices": choices, "low": low, "high": high, "known": known, "live": live},
-    )
 
 
 @dataclass(frozen=True)
-class Config:
-    """What a training run is. Raises TypeError or ValueError, naming the field, where a value does not fit."""
+class Config(EngineOptions, RelationOptions):
+    """What a training run is: the options of engine and objective, and these. ValueError where a value does not fit."""
 
     # data
     refs: str = setting(
@@ -86,24 +65,6 @@ class Config:
         4, "loader processes per training process; 0: load in the training process itself", low=0, high=256, live=True
     )
     prefetch: int = setting(2, "batches that each loader process prefetches", low=1, high=1024, live=True)
-    # distortions
-    compositions: int = setting(4, "C, chains of distortions drawn per sample", low=1, high=256)
-    levels: int = setting(5, "L, severity levels of the stage that varies in each chain", low=1, high=192)
-    max_distortions: int = setting(7, "largest number of distortions in a chain", low=1, high=7)
-    severity: str = setting("gaussian", "how severities in 0..4 are drawn", choices=("gaussian", "uniform"))
-    continuous: bool = setting(True, "draw severities from the whole range 0..4 instead of the five discrete levels")
-    order: str = setting("random", "order of the distortions in a chain", choices=("random", "fixed"))
-    noise: str = setting(
-        "per_level",
-        "random distortions: a new realisation per level, or one shared by all levels",
-        choices=("per_level", "shared"),
-    )
-    rounding: str = setting(
-        "published",
-        "which distortion parameters are rounded to integers: as published, or only where the distortion needs it",
-        choices=("published", "minimal"),
-    )
-    distortions: tuple[str, ...] = setting((), "distortions to draw from, separated by commas", known=NAMES)
     backend: str = setting(
         "auto",
         "distortion kernels: compiled (native), PyTorch (reference), or compiled where available (auto)",
@@ -125,73 +86,6 @@ class Config:
     )
     hidden: int = setting(3072, "width of the projector's hidden layer", low=1, high=65536)
     embedding: int = setting(768, "E, dimension of the embedding", low=2, high=65536)
-    # objective
-    graphs: tuple[str, ...] = setting(OBJECTIVE.graphs, "relation graphs in use, separated by commas", known=GRAPHS)
-    anchors: int = setting(OBJECTIVE.anchors, "K, number of anchors of the transport graph", low=2, high=65536)
-    neighbors: int = setting(
-        OBJECTIVE.neighbors, "k, nearest neighbours of each image in the kNN graph", low=1, high=65536
-    )
-    structural: str = setting(
-        OBJECTIVE.structural,
-        "which views the structural graph joins: same parity (published), same scale, or same reference",
-        choices=("parity", "same_scale", "same_reference"),
-    )
-    decay: str = setting(
-        OBJECTIVE.decay,
-        "edge weight for a severity gap g: exp(-3 g / 4) or 1 / (1 + g / 4)",
-        choices=("exponential", "reciprocal"),
-    )
-    dist_dist_cap: str = setting(
-        OBJECTIVE.dist_dist_cap,
-        "whether dist-dist-edges counts per batch, or per sample (better for B > 2)",
-        choices=("batch", "sample"),
-    )
-    transport_select: str = setting(
-        OBJECTIVE.transport_select,
-        "transport edges kept: the largest of the whole matrix, or of each row",
-        choices=("global", "row"),
-    )
-    transport_diagonal: bool = setting(
-        OBJECTIVE.transport_diagonal,
-        "count the diagonal among the transport edges kept, although it is never used (published)",
-    )
-    dist_dist_edges: int = setting(
-        OBJECTIVE.dist_dist_edges,
-        "edges of the dist-dist graph kept, see --dist-dist-cap. Ties for the last places go to the smaller node i, then j; "
-        "the published code takes them in no stated order (effect on the total: 1e-5)",
-        low=1,
-        high=2**31,
-    )
-    transport_edges: int = setting(OBJECTIVE.transport_edges, "transport edges kept per image", low=1, high=65536)
-    alignment: bool = setting(OBJECTIVE.alignment, "include the alignment term, which trains the anchors")
-    binary: bool = setting(OBJECTIVE.binary, "give every edge weight 1 (no gradient through the graphs)")
-    aggregation: str = setting(
-        OBJECTIVE.aggregation,
-        "graph weights: from a fixed random network (detached, published), a trained network, or equal",
-        choices=("detached", "trained", "equal"),
-    )
-    regularizer: str = setting(
-        OBJECTIVE.regularizer,
-        "edge regulariser: a sum over edges (published; the total can become negative), that divided by N / 126, or off",
-        choices=("published", "normalized", "off"),
-    )
-    halves: str = setting(
-        OBJECTIVE.halves,
-        "the two groups of rows for variance and covariance: first and second half (published), or by scale",
-        choices=("published", "scale"),
-    )
-    code_temperature: float = setting(OBJECTIVE.code_temperature, "temperature of the Sinkhorn codes", low=1e-6)
-    temperature: float = setting(OBJECTIVE.temperature, "softmax temperature of the assignments to anchors", low=1e-6)
-    rounds: int = setting(OBJECTIVE.rounds, "Sinkhorn iterations of the codes", low=1, high=1000)
-    gather: bool = setting(
-        OBJECTIVE.gather,
-        "compute one objective over the samples of all processes, instead of averaging one per process",
-    )
-    alignment_weight: float = setting(OBJECTIVE.alignment_weight, "weight of the alignment term", low=0)
-    regularizer_weight: float = setting(OBJECTIVE.regularizer_weight, "weight of the edge regulariser", low=0)
-    variance_weight: float = setting(OBJECTIVE.variance_weight, "weight of the variance term", low=0)
-    invariance_weight: float = setting(OBJECTIVE.invariance_weight, "weight of the invariance term", low=0)
-    covariance_weight: float = setting(OBJECTIVE.covariance_weight, "weight of the covariance term", low=0)
     # optimisation
     epochs: float = setting(1.0, "passes over the photographs; used when --steps is 0", low=0)
     steps: int = setting(0, "training steps; 0: as many as --epochs gives", low=0, high=2**31)
@@ -273,8 +167,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, check_value(f, getattr(self, f.name)))
+        super().__post_init__()
         if not (self.steps or self.epochs):
             raise ValueError("steps or epochs must be positive, got 0 for both")
         kind, _, name = self.encoder.partition("/")
@@ -283,13 +176,11 @@ class Config:
 
     def engine_options(self) -> dict:
         """Keyword arguments of shamisa.DistortionEngine."""
-        names = ("compositions", "levels", "max_distortions", "severity", "continuous", "order", "noise", "rounding")
-        return {n: getattr(self, n) for n in names} | {"distortions": self.distortions or None}
+        return self.part(EngineOptions) | {"distortions": self.distortions or None}
 
     def loss_options(self) -> dict:
         """Keyword arguments of shamisa.RelationLoss."""
-        names = [f.name for f in dataclasses.fields(RelationOptions) if hasattr(self, f.name)]
-        return {n: getattr(self, n) for n in names}
+        return self.part(RelationOptions)
 
     def learning_rate(self, step: int, steps: int, steps_per_epoch: int) -> float:
         """The rate of step 0, 1, ... of ``steps``: a pure function, so that resuming needs no scheduler state."""
@@ -305,34 +196,6 @@ class Config:
         return self.eta_min + (self.lr - self.eta_min) * (1 + math.cos(math.pi * position / period)) / 2
 
 
-def check_value(f: dataclasses.Field, value: object) -> object:
-    """The value in the type of the field, or TypeError / ValueError naming field, expectation and what came."""
-    kind = type(f.default)
-    if kind is tuple and isinstance(value, list | tuple):
-        value = tuple(value)
-        if unknown := [v for v in value if v not in f.metadata["known"]]:
-            raise ValueError(
-                f"{f.name} must name some of {', '.join(f.metadata['known'])}, got {', '.join(map(str, unknown))}"
-            )
-        if len(set(value)) != len(value):
-            raise ValueError(f"{f.name} must not name anything twice, got {', '.join(value)}")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"{f.name} must be {kind.__name__}, got {value!r}")
-    if f.metadata["choices"] and value not in f.metadata["choices"]:
-        raise ValueError(f"{f.name} must be one of {', '.join(f.metadata['choices'])}, got {value!r}")
-    if kind in (int, float):
-        low, high = f.metadata["low"], f.metadata["high"]
-        inside = math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
-        if not inside:
-            low, high = ("" if v is None else f"{v:g}" if kind is float else str(v) for v in (low, high))
-            span = f"in {low}..{high}" if high else f"at least {low}" + (" and finite" if math.isinf(value) else "")
-            raise ValueError(f"{f.name} must be {span}, got {value!r}")
-    return value
-
-
 PAPER = Config(refs="")  # its photographs have to be named
 DEMO = Config(**presets.DEMO)
 BASES = {"demo": DEMO, "paper": PAPER}
@@ -341,15 +204,28 @@ PRESETS = BASES | ABLATIONS | {name: ABLATIONS[letter] for letter, (name, _) in 
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
-SECTIONS = {  # first field -> title of its group in --help
-    "refs": "data",
-    "compositions": "distortions",
-    "encoder": "model",
-    "graphs": "objective",
-    "epochs": "optimisation",
-    "precision": "precision and layout",
-    "seed": "run",
+SECTIONS = {  # title of a group in --help: the options that it inherits, the first of its own fields
+    "data": (None, "refs"),
+    "distortions": (EngineOptions, "backend"),
+    "model": (None, "encoder"),
+    "objective": (RelationOptions, None),
+    "optimisation": (None, "epochs"),
+    "precision and layout": (None, "precision"),
+    "run": (None, "seed"),
 }
+
+
+def sections() -> dict[str, list[dataclasses.Field]]:
+    """The fields by group, in the order of --help."""
+    found = {title: list(dataclasses.fields(group)) if group else [] for title, (group, _) in SECTIONS.items()}
+    inherited = {f.name for fields in found.values() for f in fields}
+    first = {name: title for title, (_, name) in SECTIONS.items()}
+    title = ""
+    for f in dataclasses.fields(Config):
+        if f.name not in inherited:
+            title = first.get(f.name, title)
+            found[title].append(f)
+    return found
 
 
 def _parse_tuple(text: str) -> tuple[str, ...]:
@@ -358,25 +234,27 @@ def _parse_tuple(text: str) -> tuple[str, ...]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag per field of Config; a flag that is not given leaves no trace, so that presets and runs show through."""
-    group = parser
-    for f in dataclasses.fields(Config):
-        if f.name in SECTIONS:
-            group = parser.add_argument_group(SECTIONS[f.name])
-        flag, kind = "--" + f.name.replace("_", "-"), type(f.default)
-        values = [getattr(p, f.name) for p in BASES.values()]
-        shown = [",".join(v) or "all" if isinstance(v, tuple) else "none" if v == "" else str(v) for v in values]
-        default = (
-            shown[0] if len(set(shown)) == 1 else ", ".join(f"{p}: {s}" for p, s in zip(BASES, shown, strict=True))
-        )
-        text = f"{f.metadata['help']} [{default}]".replace("%", "%%")
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-            continue
-        options = {"choices": f.metadata["choices"]} if f.metadata["choices"] else {"metavar": kind.__name__.upper()}
-        if kind is tuple:
-            options["metavar"] = "NAMES"
-        convert = _parse_tuple if kind is tuple else kind
-        group.add_argument(flag, type=convert, default=argparse.SUPPRESS, help=text, **options)
+    for title, fields in sections().items():
+        group = parser.add_argument_group(title)
+        for f in fields:
+            _add_flag(group, f)
+
+
+def _add_flag(group: argparse._ArgumentGroup, f: dataclasses.Field) -> None:
+    flag, kind = "--" + f.name.replace("_", "-"), type(f.default)
+    values = [getattr(p, f.name) for p in BASES.values()]
+    shown = [",".join(v) or "all" if isinstance(v, tuple) else "none" if v == "" else str(v) for v in values]
+    same = len(set(shown)) == 1
+    default = shown[0] if same else ", ".join(f"{p}: {s}" for p, s in zip(BASES, shown, strict=True))
+    text = f"{f.metadata['help']} [{default}]".replace("%", "%%")
+    if kind is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        return
+    options = {"choices": f.metadata["choices"]} if f.metadata["choices"] else {"metavar": kind.__name__.upper()}
+    if kind is tuple:
+        options["metavar"] = "NAMES"
+    convert = _parse_tuple if kind is tuple else kind
+    group.add_argument(flag, type=convert, default=argparse.SUPPRESS, help=text, **options)
 
 
 def given_fields(namespace: argparse.Namespace) -> dict:
