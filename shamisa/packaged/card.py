@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .fit import ALLOWED
+
 
 def write_card(about: dict) -> str:
     """The text (Markdown) for what model.json holds."""
@@ -17,7 +19,7 @@ def write_card(about: dict) -> str:
     if about["test"] is None:
         parts.append("The test part has not been looked at with this model.\n")
     if fit["pairs_in_order"] is not None:
-        parts.append(PAIRS.format(**fit))
+        parts.append(PAIRS.format(**fit, allowed=f"{ALLOWED:g}".lstrip("0")))
     if fit.get("weight_of_mirror_images"):
         parts.append(MIRRORS.format(**fit))
     parts.append(sanity(about["sanity"]) if about["sanity"] else "")
@@ -57,7 +59,7 @@ not reliably ranked.
 """
 
 PAIRS = """Beside human scores it was fitted on pairs of which one is a photograph and the other the same photograph distorted more
-(weight {weight_of_pairs:g}, the largest that costs at most .003 SRCC): {pairs_in_order:.1%} of them are in order.
+(weight {weight_of_pairs:g}, the largest that costs at most {allowed} SRCC): {pairs_in_order:.1%} of them are in order.
 """
 
 MIRRORS = """The mirror images of the photographs with human scores were fitted on too: each shall score as the photograph itself

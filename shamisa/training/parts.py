@@ -1,20 +1,100 @@
-"""What a trainer is made of where the configuration names it by words: each is checked before any work."""
+"""What a trainer is made of: the words of the configuration become objects here, each checked before any work."""
 
 from __future__ import annotations
 
+import copy
 import os
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from .. import remote
 from ..data import opening
 from ..data.embedded import EmbeddedPhotos
 from ..data.photos import Photos
+from ..data.readers import References
 from ..data.shards import names_shards
 from ..distortions import DISTORTIONS
+from ..engine import DistortionEngine, normalize
+from ..networks.devices import choose_device
+from ..ops import has_kernel
+from . import check, graphed, loggers
 from . import config as configuration
 from .config import Config
 from .learner import Learner
+from .parallel import Processes
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects of a run."""
+
+    device: torch.device
+    precision: torch.dtype  # of encoder and projector
+    layout: torch.memory_format
+    engine: DistortionEngine
+    references: References  # the photographs, as crops
+    model: Learner
+    optimizer: torch.optim.Optimizer
+    labelled: check.LabelledPart | None  # joins the checks of the encoder
+    untrained: nn.Module | None  # of the demonstration's comparison, where the configuration cannot build it again
+
+
+def resolve(config: Config, processes: Processes, encoder: nn.Module | None, photos: Photos | None) -> Parts:
+    """Everything that ``config`` names; ``encoder`` and ``photos`` stand in for what it names, where they are given."""
+    device = choose_device(config.device, processes.local_rank if processes.several else None)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # events, streams and graphs are those of the current device
+    precision = choose_precision(config.precision, device)
+    check_crop(config)
+    loggers.check(config)
+    labelled = open_labels(config)
+    probe = torch.zeros(1, 3, 1, 1, dtype=torch.uint8, device=device)
+    normalize(probe, backend=config.backend)  # is it there?
+    if config.cuda_graph:
+        kernels = tuple(k for k in ("cpu", "cuda") if has_kernel("distort", k))
+        graphed.check_graphable(config, device, precision, processes.world_size, kernels)
+    references = opening.make_references(
+        open_photos(config, processes.world_size) if photos is None else photos,
+        reader=config.reader,
+        device=device,
+        batch_size=config.batch,
+        seed=config.seed,
+        crop=config.crop,
+        pad=config.pad,
+        max_skipped=config.max_skipped,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    untrained = copy.deepcopy(encoder) if encoder is not None and config.demo else None
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = Learner(config, encoder).to(device, memory_format=layout).train()
+    if config.sync_bn:
+        model = processes.share_batch_norm(model, device)
+    if config.compile:
+        model.encoder.compile()
+        model.projector.compile()
+    return Parts(
+        device=device,
+        precision=precision,
+        layout=layout,
+        engine=DistortionEngine(**config.engine_options()),
+        references=references,
+        model=model,
+        optimizer=make_optimizer(config, model, graphed=config.cuda_graph),
+        labelled=labelled,
+        untrained=untrained,
+    )
+
+
+def open_labels(config: Config) -> check.LabelledPart | None:
+    """The human scores that join the checks, where --labels names them."""
+    if config.labels:
+        return check.LabelledPart.open(config.labels, config.label_root, config.seed, config.truncated)
+    if config.label_root:
+        raise ValueError(f"label-root belongs to --labels, got {config.label_root!r} without it")
+    return None
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
