@@ -213,10 +213,12 @@ def start(address: str | None) -> None:
     ray = _ray()
     if ray.is_initialized():
         return
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or "auto"
     found = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", address or "")
     if found:  # Ray itself tries for minutes
         try:
-            socket.create_connection((found[1], int(found[2])), _CONNECT_SECONDS).close()
+            _greet(found[1], int(found[2]))
         except OSError as error:
             raise RuntimeError(f"no Ray cluster answers at {address}: {remote.why(error)}") from None
     elif address not in (None, "auto"):
@@ -230,7 +232,27 @@ def start(address: str | None) -> None:
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise RuntimeError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())}") from None
+        if address == "auto" and isinstance(error, ConnectionError):
+            raise RuntimeError(
+                "no Ray cluster runs on this machine, and RAY_ADDRESS names none: give HOST:PORT"
+            ) from None
+        # of a refused token Ray says so only in its log
+        token = " (one that wants a token: set RAY_AUTH_MODE=token)" if found else ""
+        reason = " ".join(str(error).split())
+        raise RuntimeError(f"no Ray cluster at {address or 'this machine'}: {reason}{token}") from None
+
+
+def _greet(host: str, port: int) -> None:
+    """OSError where nothing listens, or what listens does not speak HTTP/2, as Ray's gRPC does."""
+    with socket.create_connection((host, port), _CONNECT_SECONDS) as client:
+        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            return  # the greeting would have to be encrypted
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))  # empty settings
+        answer = b""
+        while len(answer) < 4 and (more := client.recv(64)):
+            answer += more
+        if answer[3:4] != b"\x04":  # its first frame must be its settings
+            raise ConnectionError("something else listens there")
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------

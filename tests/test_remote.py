@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import zipfile
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def test_files_patterns_and_lists(folder, regressor, tmp_path):
     assert rows[3][3] == "no such file, folder or bucket" and rows[1][1:] == rows[4][1:]
 
 
-def test_checkpoint_regressor_and_table_by_url(folder, regressor, tmp_path, monkeypatch):
+def test_checkpoint_regressor_and_table_by_url(folder, regressor, tmp_path, monkeypatch, capsys):
     remote.write("memory://model/regressor.safetensors", regressor.read_bytes())
     out, url = "memory://out/scores.csv", put(folder, "memory://photos")
     assert call("memory://model/regressor.safetensors", out, url) == 1
@@ -150,6 +151,9 @@ def test_checkpoint_regressor_and_table_by_url(folder, regressor, tmp_path, monk
     monkeypatch.setattr(score.Scorer, "stream", lambda self, paths: (seen.extend(paths), real(self, paths))[1])
     assert call(regressor, out, url, extra=["--resume"]) == 1
     assert remote.read(out) == local.read_bytes() and len(seen) == 4
+    capsys.readouterr()
+    assert call("memory://model/regressor.safetensors", out, url, extra=["--resume", "--view", "50"]) == 2
+    assert f"shamisa score: {out} was started with another view: it cannot be resumed" in capsys.readouterr().err
 
 
 def test_table_is_copied_while_it_grows(folder, regressor, monkeypatch):
@@ -164,7 +168,7 @@ def test_table_is_copied_while_it_grows(folder, regressor, monkeypatch):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"paths": "memory://none"}, "'memory://none': no such file or folder"),
+        ({"paths": "memory://none"}, "'memory://none': no such file, folder or bucket"),
         ({"paths": "memory://all/*.xyz"}, "a pattern that matches nothing"),
         ({"paths": "nothing://a/b"}, "Protocol not known: nothing"),
         (
@@ -305,7 +309,36 @@ def test_s3(server, folder, regressor, tmp_path, capsys):
     capsys.readouterr()
     for absent in ("s3://bucket/none", "s3://nobody/photos"):
         assert call(regressor, tmp_path / "no.csv", absent) == 2
-        assert "no such file or folder" in capsys.readouterr().err
+        assert f"got {absent!r}: no such file, folder or bucket" in capsys.readouterr().err
     assert call(regressor, "s3://nobody/s.csv", folder) == 2
     assert "--out must be a URL that can be written to, got s3://nobody/s.csv" in capsys.readouterr().err
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("key", [True, False], ids=["credentials", "none"])
+def test_s3_refused(server, folder, regressor, tmp_path, monkeypatch, capsys, key):
+    """One line, status 2, and nothing written: places that are absent, or that no credentials open."""
+    wanted = "no such file, folder or bucket" if key else "NoCredentialsError: Unable to locate credentials"
+    if not key:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        given = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": "none", "AWS_CONFIG_FILE": "none"}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    extra = [[], ["--ray"]] if find_spec("ray") else [[]]
+    for words in extra:
+        out = tmp_path / ("parts" if words else "s.csv")
+        for place in ("s3://bucket/none.jpg", "s3://nobody/photos"):
+            assert call(regressor, out, place, extra=words) == 2
+            line = f"shamisa score: paths must be photographs, folders, patterns or .txt lists, got {place!r}: {wanted}"
+            assert capsys.readouterr().err.splitlines() == [line]
+        place = f"s3://nobody/{out.name}"
+        assert call(regressor, place, folder, extra=words) == 2
+        line = f"shamisa score: --out must be a URL that can be written to, got {place}: {wanted}"
+        assert capsys.readouterr().err.splitlines()[-1] == line
+        assert call("s3://bucket/none.safetensors", out, folder, extra=words) == 2
+        line = f"shamisa score: cannot read the regressor s3://bucket/none.safetensors: {wanted}"
+        assert capsys.readouterr().err.splitlines()[-1] == line
+        assert not out.exists()
+    assert not server.find("bucket")

@@ -49,7 +49,8 @@ def gather(paths: Sequence[str], others: Counter[str] | None = None) -> tuple[li
                 f"paths must be photographs, folders, patterns or .txt lists, got {given!r}: {error.reason}"
             ) from None
         if not matching:
-            what = "a pattern that matches nothing" if glob.has_magic(given) else "no such file or folder"
+            absent = "no such file, folder or bucket" if distant else "no such file or folder"
+            what = "a pattern that matches nothing" if glob.has_magic(given) else absent
             raise ValueError(f"paths must be photographs, folders, patterns or .txt lists, got {given!r}: {what}")
         for path in matching:
             folder = is_folder(path) if there or not distant else False  # a pattern by URL matches only files
@@ -141,8 +142,8 @@ class Table:
         beside = out.with_name(out.name + META)
         if resume and out.exists():
             if (found := read_json(beside)) != meta:
-                changed = ", ".join(k for k in meta if found.get(k) != meta[k])
-                raise ValueError(f"{out} was started with another {changed}: it cannot be resumed")
+                changed = ", ".join(k for k in {**meta, **found} if found.get(k) != meta.get(k))
+                raise ValueError(f"{self.url or out} was started with another {changed}: it cannot be resumed")
             rows = read_rows(out)
             self.done, self.failed = {r[0] for r in rows}, [r[3] for r in rows if r[3] is not None]
         else:
