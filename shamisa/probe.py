@@ -194,9 +194,12 @@ def run(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> di
     if not 0 <= given.seed < 1 << 63:
         raise ValueError(f"--seed must lie in 0..2^63-1, got {given.seed}")
     if given.cross is not None:
-        from .reports.cross import run_cross
+        from .reports.cross import run_cross, summarise
 
-        return run_cross(given, encoder)
+        results, files = run_cross(given, encoder)
+        for line in [*summarise(results), *(f"wrote {file}" for file in files)]:
+            say(line)
+        return results
     source = read_source(given)
     labels = source.labels
     chosen = read_splits(given, labels)

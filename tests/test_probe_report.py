@@ -1,6 +1,7 @@
 """The page of a probe, groups, full reference and the cross-dataset matrix, on a made set with awkward names."""
 
 import csv
+import html
 import json
 import os
 import re
@@ -122,7 +123,7 @@ def test_groups_of_the_results_are_on_the_page(page):
 @pytest.mark.parametrize("width", [1280, 400])
 def test_page_does_not_scroll_sideways(page, tmp_path, width):
     """In a frame of that width; media queries see the frame."""
-    content = report.text((page[0] / "index.html").read_text())
+    content = html.escape((page[0] / "index.html").read_text())
     wrapper = tmp_path / "wrapper.html"
     wrapper.write_text(
         f'<!doctype html><body><iframe style="width:{width}px;height:900px;border:0" srcdoc="{content}"></iframe><script>'

@@ -335,13 +335,13 @@ def test_a_run_that_is_being_trained_is_left_alone(unbroken, photos, tmp_path):
     command = [sys.executable, "-c", holder, str(run.path)]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        assert run.lives()
+        assert run.claimed()
         with pytest.raises(runs.RunError, match=f"is being trained by process {process.pid} on "):
             run.claim()
         with pytest.raises(runs.RunError, match="holds a run that is being trained"):
             runs.Run.check_new(run.path)
         process.kill()
-    assert not run.lives()
+    assert not run.claimed()
     with pytest.raises(runs.RunError, match="holds a run that was killed"):
         runs.Run.check_new(run.path)
     run.claim()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..datasets import iqa_sets, splits
 from ..datasets.labels import LabelError, Labels, read_csv
-from ..files import folder_of, is_file, say, write_json
+from ..files import folder_of, is_file, write_json
 from ..measuring.versions import versions
 from ..networks.encoders import describe
 from ..scoring import inputs, metrics, ridge
@@ -57,8 +58,8 @@ def open_sources(given: argparse.Namespace) -> dict[str, inputs.Source]:
     return sources
 
 
-def run_cross(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> dict:
-    """The probe with --cross: prints the matrices, writes cross.json into --out; returns its content."""
+def run_cross(given: argparse.Namespace, encoder: torch.nn.Module | None = None) -> tuple[dict, list[Path]]:
+    """The probe with --cross: writes cross.json into --out, and a page; -> its content, for ``summarise``, and the files."""
     for option in ("labels", "dataset", "root", "split_files"):
         if getattr(given, option) is not None:
             raise ValueError(f"--cross has labels of its own: leave out --{option.replace('_', '-')}")
@@ -122,20 +123,24 @@ def run_cross(given: argparse.Namespace, encoder: torch.nn.Module | None = None)
         }
     )
     write_json(out / "cross.json", results)
-    for name, s in results["sets"].items():
-        say(
-            f"{name}: {s['images']} images, {len(s['splits'])} splits, the first with hash {s['splits'][0]['hash'][:16]}"
-        )
-    for record in results["encoders"]:
-        say(matrix_table(record["checkpoint"], record["matrix"]))
-    for line in inputs.describe_faults(faults, sum(len(s.labels) for s in sources.values())):
-        say(line)
-    say(f"wrote {out}/cross.json")
+    files = [out / "cross.json"]
     if given.report:
         from .report import write_cross
 
-        say(f"wrote {write_cross(given.report, results)}")
-    return results
+        files.append(write_cross(given.report, results))
+    return results, files
+
+
+def summarise(results: dict) -> list[str]:
+    """What the command prints, line by line."""
+    lines = []
+    for name, s in results["sets"].items():
+        hashed = s["splits"][0]["hash"][:16]
+        lines.append(f"{name}: {s['images']} images, {len(s['splits'])} splits, the first with hash {hashed}")
+    lines += [matrix_table(record["checkpoint"], record["matrix"]) for record in results["encoders"]]
+    faults = {key: results[key] for key in ("unreadable", "truncated", "truncated_read")}
+    lines += inputs.describe_faults(faults, sum(s["images"] for s in results["sets"].values()))
+    return lines
 
 
 def _fit(X: Tensor, labels: Labels, kept: list[splits.Split], device: torch.device) -> tuple[ridge.Ridge, dict]:

@@ -78,7 +78,7 @@ class Run:
                 else "other files"
             )
             if status == "running":
-                lives = Run(path).lives()
+                lives = Run(path).claimed()
                 holds = (
                     "a run that is being trained" if lives else f"a run that was killed (continue with --resume {path})"
                 )
@@ -116,6 +116,8 @@ class Run:
     def claim(self) -> None:
         """Become the process that trains this run, until ``release`` or the end of the process, however it ends.
 
+        By hand rather than with filelock, which empties its file at every attempt: here it holds who trains, in words.
+
         Raises:
             RunError: another process trains it.
         """
@@ -143,7 +145,7 @@ class Run:
             self._lock.close()
             self._lock = None
 
-    def lives(self) -> bool:
+    def claimed(self) -> bool:
         """Whether another process trains this run now; run.json says "running" also after a process was killed."""
         if fcntl is None or not (self.path / LOCK).is_file():
             return False
