@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import shamisa
 from shamisa import ops
 from shamisa.measuring import machine as hardware
 from shamisa.measuring.profiling import all_threads, threads, time_rounds, timer  # noqa: F401
@@ -123,25 +119,6 @@ def free_memory(device: str) -> float:
         return 1024 * int(re.search(r"^MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text(), re.M)[1])
     except (OSError, TypeError):  # not Linux
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
-
-
-def peak_extra(case: str, **arguments) -> dict[str, float]:
-    """Extra bytes of a case of memory.py at its peak; see there. On the CPU in a process of its own, because what others
-    freed before would hide it; on a GPU torch counts what is allocated."""
-    if arguments.get("device") == "cuda":
-        import memory  # which needs this module
-
-        return memory.CASES[case](**arguments)
-    path = os.pathsep.join([str(Path(shamisa.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # small thresholds: what is freed goes back to the system at once, so that the peak is one of live memory
-    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("memory.py")), case, json.dumps(arguments)]
-    done = subprocess.run(
-        command, env={**os.environ, **malloc, "PYTHONPATH": path}, capture_output=True, text=True, timeout=600
-    )
-    if done.returncode:
-        raise RuntimeError(f"memory.py {case} {arguments} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout)
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------

@@ -2,14 +2,16 @@
 
 Extra is what the call needs beyond its inputs and the loaded libraries, its results included. On the CPU: the kernel's
 high-water mark of resident memory (VmHWM of /proc/self/status, reset through /proc/self/clear_refs) less the resident
-memory before the call. A small call goes before it, so that libraries and thread pools are there. measure.py sets glibc's
-thresholds so that freed memory leaves the process. On a GPU: torch's own peak of allocated bytes.
+memory before the call. A small call goes before it, so that libraries and thread pools are there. ``peak_extra`` sets
+glibc's thresholds so that freed memory leaves the process. On a GPU: torch's own peak of allocated bytes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import torch
 from measure import backend_context, compiled_reference
 
+import shamisa
 from shamisa import DistortionEngine
 from shamisa.measuring.workloads import inputs, objective  # noqa: F401
 
@@ -79,6 +82,24 @@ def loss(B: int = 2, F: int = 2048, E: int = 768, row: str = "native", device: s
 
 
 CASES = {"engine": engine, "loss": loss}
+
+
+def peak_extra(case: str, **arguments) -> dict[str, float]:
+    """Extra bytes of a case at its peak. On the CPU in a process of its own, because what others freed before would hide it;
+    on a GPU torch counts what is allocated."""
+    if arguments.get("device") == "cuda":
+        return CASES[case](**arguments)
+    path = os.pathsep.join([str(Path(shamisa.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # small thresholds: what is freed goes back to the system at once, so that the peak is one of live memory
+    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, __file__, case, json.dumps(arguments)]
+    done = subprocess.run(
+        command, env={**os.environ, **malloc, "PYTHONPATH": path}, capture_output=True, text=True, timeout=600
+    )
+    if done.returncode:
+        raise RuntimeError(f"memory.py {case} {arguments} failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import measure
+import memory
 import peers
 import pytest
 import torch
@@ -206,7 +207,7 @@ def test_engine(row, photos, benchmark, who):
             got = engine(references, plans[0], backend=backend)
         found = error(got, engine(references, plans[0], backend="reference"))
     if count == 1 and backend != "published" and benchmark.enabled:
-        extra = measure.peak_extra("engine", V=V, row=backend)
+        extra = memory.peak_extra("engine", V=V, row=backend)
     images, seconds = len(plans) * V * C * L, 2.0 if backend == "native" else 8.0
     with measure.threads(count):
         row(
@@ -257,7 +258,7 @@ def test_engine_gpu(row, photos, B, who):
     call = lambda: [engine(references, plan, **kind) for plan in plans]  # noqa: E731
     few = engine.sample(1, seed=1)
     got, wanted = engine(references[:1, :1], few, **kind), engine(references[:1, :1].cpu(), few, backend="reference")
-    extra = {} if kind else measure.peak_extra("engine", B=B, V=6, device="cuda")
+    extra = {} if kind else memory.peak_extra("engine", B=B, V=6, device="cuda")
     images = PLANS * B * 6 * C * L
     row(
         call,
@@ -282,7 +283,7 @@ def test_engine_memory(row, benchmark, photos, compositions, levels):
         pytest.skip("each in a process of its own: timed runs only")
     engine = DistortionEngine(compositions=compositions, levels=levels)
     plan, references = engine.sample(1, seed=1), photos[:1].unsqueeze(0)
-    found = measure.peak_extra("engine", V=1, C=compositions, L=levels)
+    found = memory.peak_extra("engine", V=1, C=compositions, L=levels)
     images = compositions * levels
     row(
         lambda: engine(references, plan),

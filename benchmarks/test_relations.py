@@ -6,6 +6,7 @@ import functools
 import os
 
 import measure
+import memory
 import pytest
 import torch
 from measure import DEVICES, IS_REFERENCE, backend_context, errors
@@ -193,7 +194,7 @@ def test_loss(row, benchmark, device, who, B):
             with measure.threads(count):
                 found = errors(run(), found)
     if who not in (ALL_THREADS, GRAPH) and (benchmark.enabled or (B == 1 and who == "native")):
-        extra = measure.peak_extra("loss", B=B, row=who, device=device)
+        extra = memory.peak_extra("loss", B=B, row=who, device=device)
     with measure.threads(count):
         row(
             run,
