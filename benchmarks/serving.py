@@ -7,8 +7,12 @@ statuses, latencies and photographs per second, the server's memory at the start
 each round, and the throughput of ``Scorer.stream`` on the same photographs in the same run. CPU seconds are those of the
 server and of the plain scorer: they can be compared on a machine that does other things too. Hostile requests are
 truncated photographs, PNGs of few bytes with 60 megapixels and with 3.6 gigapixels, real photographs of 60 megapixels,
-text, and nothing; each must get a status of 4xx. Afterwards one upload is too large and one too slow. Exit status 1 where
-one got another status, or a good photograph got none.
+text, and nothing; each must get a status of 4xx.
+
+Under more load than it can do, the server answers 503 with Retry-After, to good and hostile requests alike, for it has not
+looked at them. Those are counted, with the reasons given. Afterwards every hostile body is sent once more, alone, when 503 is
+no answer; one upload is too large and one too slow. Exit status 1 where one got another status, a 503 came without
+Retry-After, or a connection broke.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ from shamisa.score import gather
 
 from .watched import cpu_seconds, memory
 
-MAX_SECONDS = 60
+BROKEN, UNTOLD = "the connection broke", "without Retry-After"
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -51,28 +55,48 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
-def hostile(photo: bytes) -> list[bytes]:
-    """Bodies that must be refused."""
+def hostile(photo: bytes) -> dict[str, bytes]:
+    """Bodies that must be refused, by name."""
     large = io.BytesIO()
     Image.new("RGB", (10_000, 6_000), (90, 120, 150)).save(large, "JPEG")
-    return [photo[: len(photo) // 2], bomb(10_000, 6_000), bomb(60_000, 60_000), large.getvalue(), b"text " * 500, b""]
+    return {
+        "half a photograph": photo[: len(photo) // 2],
+        "60 megapixels in few bytes": bomb(10_000, 6_000),
+        "3.6 gigapixels in few bytes": bomb(60_000, 60_000),
+        "60 megapixels": large.getvalue(),
+        "text": b"text " * 500,
+        "nothing": b"",
+    }
 
 
-async def ask(port: int, body: bytes) -> int:
-    """The status of one request; 0 where the connection broke."""
+async def ask(port: int, body: bytes, seconds: float = 300) -> tuple[int, str]:
+    """The status of one request and, unless it is 200, the reason; 0 where the connection broke or nothing came."""
+    try:
+        return await asyncio.wait_for(_ask(port, body), seconds)
+    except asyncio.TimeoutError:  # noqa: UP041  another class before Python 3.11
+        return 0, f"no answer within {seconds:g} s"
+
+
+async def _ask(port: int, body: bytes) -> tuple[int, str]:
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         head = f"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         writer.write(head.encode() + body)
         answer = await reader.read()
         writer.close()
-        return int(answer.split(b" ", 2)[1]) if answer else 0
+        if not answer:
+            return 0, BROKEN
+        head, _, content = answer.decode().partition("\r\n\r\n")
+        status = int(head.split(" ", 2)[1])
+        reason = "" if status == 200 else json.loads(content)["error"]
+        return status, reason if status != 503 or "retry-after:" in head.lower() else f"{reason} ({UNTOLD})"
     except OSError:
-        return 0
+        return 0, BROKEN
 
 
-async def load(port: int, photos: list[bytes], bad: list[bytes], given: argparse.Namespace) -> list[tuple]:
-    """(hostile, status, seconds) of every request."""
+async def load(port: int, photos: list[bytes], bad: dict[str, bytes], given: argparse.Namespace) -> list[tuple]:
+    """(name of the hostile body, status, reason, seconds) of every request; the name of a good one is ""."""
+    names = list(bad)
     every, found, number = max(1, round(1 / given.hostile)) if given.hostile else 0, [], 0
     end = time.monotonic() + given.seconds
 
@@ -81,19 +105,20 @@ async def load(port: int, photos: list[bytes], bad: list[bytes], given: argparse
         while time.monotonic() < end:
             number += 1
             is_bad = bool(every) and number % every == 0
-            body = bad[number // every % len(bad)] if is_bad else photos[number % len(photos)]
+            name = names[number // every % len(names)] if is_bad else ""
+            body = bad[name] if is_bad else photos[number % len(photos)]
             start = time.monotonic()
-            found.append((is_bad, await ask(port, body), time.monotonic() - start))
+            found.append((name, *await ask(port, body, 2 * given.max_seconds + 30), time.monotonic() - start))
 
     await asyncio.gather(*(client() for _ in range(given.flight)))
     return found
 
 
-def refusals(port: int) -> dict[str, int]:
+def refusals(port: int, seconds: float) -> dict[str, int]:
     """Statuses of an upload that says it is too large, of one that is too large without saying so, and of a slow one."""
 
     def status(head: str, pieces: list[bytes]) -> int:
-        with socket.create_connection(("127.0.0.1", port), timeout=2 * MAX_SECONDS) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=2 * seconds + 30) as client:
             client.sendall(f"POST /score HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n".encode())
             for piece in pieces:
                 client.sendall(piece)
@@ -128,6 +153,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rounds", type=int, default=2, help="of so many seconds each; what leaks grows in every one")
     parser.add_argument("--hostile", type=float, default=0.05, help="share of hostile requests")
+    parser.add_argument("--max-seconds", type=float, default=60, help="of the server: later answers are 503")
     parser.add_argument("--out", type=Path, help="also write the report to this file")
     given = parser.parse_args()
     paths, _ = gather(given.photos)
@@ -136,27 +162,30 @@ def main() -> int:
     chosen = {"--checkpoint": given.checkpoint, "--regressor": given.regressor}
     model = [word for pair in chosen.items() if pair[1] for word in pair]
     command = [sys.executable, "-m", "shamisa", "serve", *model, "--device", given.device]
-    limits = ["--port", "0", "--max-seconds", str(MAX_SECONDS)]
+    limits = ["--port", "0", "--max-seconds", str(given.max_seconds)]
     server = subprocess.Popen([*command, *limits], stdout=subprocess.PIPE, text=True)
     try:
         port = int(re.search(r":(\d+) ", server.stdout.readline())[1])
         for photo in photos:
-            assert asyncio.run(ask(port, photo)) == 200
+            assert asyncio.run(ask(port, photo)) == (200, "")
+        bad = hostile(photos[0])
         held, found, wall, cpu = [memory(server.pid)], [], 0.0, cpu_seconds(server.pid)
         for _ in range(given.rounds):
             start = time.monotonic()
-            found += asyncio.run(load(port, photos, hostile(photos[0]), given))
+            found += asyncio.run(load(port, photos, bad, given))
             wall += time.monotonic() - start
             held.append(memory(server.pid))
         cpu = cpu_seconds(server.pid) - cpu
-        too = refusals(port)
-        again = asyncio.run(ask(port, photos[0]))
+        alone = {name: asyncio.run(ask(port, body))[0] for name, body in bad.items()}
+        too = refusals(port, given.max_seconds)
+        again, _ = asyncio.run(ask(port, photos[0]))
         alive = server.poll() is None
     finally:
         server.terminate()
         server.wait()
-    good = sorted(seconds for is_bad, status, seconds in found if not is_bad and status == 200)
-    refused = Counter(status for is_bad, status, _ in found if is_bad)
+    good = sorted(seconds for name, status, _, seconds in found if not name and status == 200)
+    reasons = Counter(f"{status}: {reason}" for name, status, reason, _ in found if not name and status != 200)
+    statuses = {name: dict(Counter(found_status for n, found_status, *_ in found if n == name)) for name in ("", *bad)}
     report = {
         "machine": machine(),
         "model": given.checkpoint or "packaged",
@@ -166,10 +195,12 @@ def main() -> int:
         "requests": len(found),
         "seconds": round(wall, 1),
         "in flight": given.flight,
-        "good": dict(Counter(status for is_bad, status, _ in found if not is_bad)),
-        "hostile": dict(refused),
-        "p50 s": round(statistics.median(good), 3),
-        "p95 s": round(good[int(0.95 * (len(good) - 1))], 3),
+        "good": statuses.pop(""),
+        "good refused": {"requests": reasons.total(), "reasons": dict(reasons)},
+        "hostile": statuses,
+        "hostile, alone": alone,
+        "p50 s": round(statistics.median(good), 3) if good else None,
+        "p95 s": round(good[int(0.95 * (len(good) - 1))], 3) if good else None,
         "served": {"per second": round(len(good) / wall, 2), "per CPU second": round(len(good) / cpu, 2)},
         "plain scorer": plain(given, paths),
         "resident MiB at start and after each round": [round(m["rss"]) for m in held],
@@ -180,8 +211,17 @@ def main() -> int:
     print(json.dumps(report, indent=2))
     if given.out:
         write_json(given.out, report)
-    fine = all(400 <= status < 500 for status in refused) and set(report["good"]) <= {200, 503}
-    return 0 if fine and report["alive and answering"] and list(too.values()) == [413, 413, 408] else 1
+    fine = {
+        "good photographs got 200 or 503": set(report["good"]) <= {200, 503},
+        "hostile bodies got 4xx or 503": all(400 <= s < 500 or s == 503 for found in statuses.values() for s in found),
+        "hostile bodies alone got 4xx": all(400 <= status < 500 for status in alone.values()),
+        "each 503 had Retry-After": not any(UNTOLD in reason for _, _, reason, _ in found),
+        "large and slow uploads got 413 and 408": list(too.values()) == [413, 413, 408],
+        "alive and answering": report["alive and answering"],
+    }
+    for name in (name for name, passed in fine.items() if not passed):
+        print(f"not so: {name}", file=sys.stderr)
+    return 0 if all(fine.values()) else 1
 
 
 if __name__ == "__main__":
