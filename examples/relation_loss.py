@@ -100,6 +100,7 @@ def main() -> None:
         print(f"variance {out.variance:.4f}, invariance {out.invariance:.4f}, covariance {out.covariance:.4f}")
         draw({"RelationLoss": curve}, "relation_loss", args.out)
     if parallel:
+        dist.barrier()  # the threads of gloo have let go of the last reduction before an interpreter ends
         dist.destroy_process_group()
 
 

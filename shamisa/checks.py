@@ -77,7 +77,7 @@ def number(
     fits = fits and (low is None or given >= low) and (high is None or given <= high)
     if not fits or (above is not None and given <= above):
         span = f"above {_text(above)}" if above is not None else _span(low, high)
-        kind = "a number" if span or not isinstance(given, Real) else "finite"
+        kind = "a finite number" if isinstance(given, Real) and not math.isfinite(given) else "a number"
         raise ValueError(f"{name} must be {kind} {span}".rstrip() + f", got {given!r}")
     return float(given)
 

@@ -75,7 +75,7 @@ TABLE = (  # function, bad argument, the error's words
     (RelationLoss, {"anchors": 1}, "anchors must be an integer in 2..65536, got 1"),
     (RelationLoss, {"halves": "none"}, "halves must be one of published, scale, got 'none'"),
     (RelationLoss, {"temperature": 0}, "temperature must be a number above 0, got 0"),
-    (RelationLoss, {"variance_weight": float("inf")}, "variance_weight must be a number of at least 0, got inf"),
+    (RelationLoss, {"variance_weight": float("inf")}, "variance_weight must be a finite number of at least 0, got inf"),
     (
         SF.structural_graph,
         {"severity": ROWS},
@@ -99,7 +99,7 @@ TABLE = (  # function, bad argument, the error's words
     (
         SF.transport_codes,
         {"logits": ROWS, "temperature": float("nan")},
-        "temperature must be a number above 0, got nan",
+        "temperature must be a finite number above 0, got nan",
     ),
     (SF.transport_graph, {"logits": ROWS, "select": "none"}, "select must be one of global, row, got 'none'"),
     (merge, {"graphs": []}, r"graphs must be of one number of nodes, got \[\]"),

@@ -61,7 +61,7 @@ def test_unknown_flags_and_presets_end_with_status_2(words, capsys):
     ("fields", "error", "message"),
     [
         ({"lr": -1.0}, ValueError, "lr must be a number of at least 0, got -1.0"),
-        ({"lr": float("nan")}, ValueError, "lr must be a number of at least 0, got nan"),
+        ({"lr": float("nan")}, ValueError, "lr must be a finite number of at least 0, got nan"),
         ({"batch": 0}, ValueError, "batch must be an integer in 1..4096, got 0"),
         ({"batch": 1.5}, ValueError, "batch must be an integer in 1..4096, got 1.5"),
         ({"batch": True}, ValueError, "batch must be an integer in 1..4096, got True"),

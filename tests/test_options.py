@@ -29,7 +29,7 @@ class Few(Options):
         ({"count": 2.0}, "count must be an integer in 1..9, got 2.0"),
         ({"count": True}, "count must be an integer in 1..9, got True"),
         ({"share": 0}, "share must be a number above 0, got 0"),
-        ({"share": float("nan")}, "share must be a number above 0, got nan"),
+        ({"share": float("nan")}, "share must be a finite number above 0, got nan"),
         ({"kind": "green"}, "kind must be one of red, blue, got 'green'"),
         ({"words": ("a", "c")}, "words must name some of a, b, got c"),
         ({"words": "ab"}, "words must name some of a, b, got ab"),

@@ -93,12 +93,12 @@ def test_the_stage_that_varies(plan):
 @pytest.mark.parametrize("name", ["alignment", "regularizer", "variance", "invariance", "covariance"])
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_factors_of_the_objective(name, wrong):
-    with pytest.raises(ValueError, match=f"^{name}_weight must be finite, got {wrong}"):
+    with pytest.raises(ValueError, match=f"^{name}_weight must be a finite number of at least 0, got {wrong}"):
         RelationLoss(16, **{f"{name}_weight": wrong})
 
 
 @pytest.mark.parametrize("name", ["temperature", "code_temperature"])
 @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf])
 def test_temperatures(name, wrong):
-    with pytest.raises(ValueError, match=f"^{name} must be a number above 0, got"):
+    with pytest.raises(ValueError, match=f"^{name} must be a (finite )?number above 0, got"):
         RelationLoss(16, **{name: wrong})
