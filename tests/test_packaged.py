@@ -15,7 +15,7 @@ from shamisa import packaged, pyiqa_plugin, score
 from shamisa.packaged import CARD, ENCODER, FOLDER, MODEL, REGRESSOR, load_packaged, read_model
 from shamisa.scorer import load_quality_net
 
-ASTRONAUT = 0.7433  # its score by the packaged regressor
+ASTRONAUT = 0.7469  # its score by the packaged regressor
 TOLERANCE = 0.002
 
 
